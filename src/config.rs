@@ -1,0 +1,1 @@
+//! Everything that decides a run, its presets and its checks.

@@ -1,0 +1,2 @@
+//! The `lemniscate` program.
+fn main() {}

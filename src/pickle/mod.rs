@@ -1,0 +1,1 @@
+//! A pickle reader that runs nothing.
