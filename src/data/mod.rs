@@ -11,10 +11,15 @@ use crate::error::Result;
 
 pub mod augment;
 pub mod cifar;
+pub mod dataset;
 pub mod decode;
+pub mod detect;
 pub mod idx;
 pub mod loader;
 pub mod synthetic;
+
+pub use dataset::{Dataset, Splits};
+pub use detect::{DataFormat, OpenOptions, open};
 
 /// Where the images of a data set come from: files, a packed archive in memory, a generator.
 ///
@@ -36,4 +41,36 @@ pub trait ImageSource: Send + Sync {
 
     /// What a person would call image `index`: its path relative to the data set, or `test_batch.bin#17`.
     fn name(&self, index: usize) -> Cow<'_, str>;
+
+    /// A hash of what image `index` holds, equal for duplicates: by default of the size and the decoded pixels;
+    /// files hash their bytes.
+    ///
+    /// # Errors
+    /// If the image cannot be read; the error names it.
+    fn content_hash(&self, index: usize) -> Result<[u8; 32]> {
+        Ok(pixel_hash(&self.load(index)?))
+    }
+
+    /// Feeds `hasher` what tells this source from any other with as many images: by default every name. A source
+    /// whose bytes are at hand should feed those; files add their sizes.
+    ///
+    /// # Errors
+    /// If something has to be read for this and cannot be.
+    fn identify(&self, hasher: &mut blake3::Hasher) -> Result<()> {
+        for index in 0..self.len() {
+            let name = self.name(index);
+            hasher.update(&(name.len() as u64).to_le_bytes());
+            hasher.update(name.as_bytes());
+        }
+        Ok(())
+    }
+}
+
+/// A hash of an image's size and pixels.
+pub fn pixel_hash(image: &RgbImage) -> [u8; 32] {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(&image.width().to_le_bytes());
+    hasher.update(&image.height().to_le_bytes());
+    hasher.update(image.as_raw());
+    hasher.finalize().into()
 }
