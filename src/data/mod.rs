@@ -14,6 +14,7 @@ pub mod cifar;
 pub mod decode;
 pub mod idx;
 pub mod loader;
+pub mod resize;
 pub mod synthetic;
 
 /// Where the images of a data set come from: files, a packed archive in memory, a generator.
