@@ -1,6 +1,6 @@
 //! Antialiased bilinear resizing of a rectangle of an 8-bit RGB image, equal to Pillow's bit for bit.
 //!
-//! Two passes, columns then rows, with 8-bit pixels between them. Each output pixel is a weighted mean of the
+//! Two passes, along rows and along columns, with 8-bit pixels between them. Each output pixel is a weighted mean of the
 //! inputs under a triangle, which is as wide as two input pixels when enlarging and as two output pixels when
 //! shrinking. Weights are fixed-point numbers of 22 fractional bits, sums round half up. Only pixels inside the
 //! rectangle are read: they are cropped first, as torchvision does, so that nothing leaks in from outside.
@@ -50,7 +50,8 @@ impl Crop {
 pub struct Resizer {
     columns: Taps,
     rows: Taps,
-    /// Pixels between the two passes: the input rows that are needed, at the output's width.
+    /// Pixels between the two passes: the input rows that are needed at the output's
+    /// width, or the input columns that are needed at its height and a byte to spare.
     between: Vec<u8>,
     /// A copy of an image's last row with a byte to spare.
     last_row: Vec<u8>,
@@ -90,24 +91,44 @@ impl Resizer {
 
         self.columns.compute(crop.width, width, window.left..window.left + window.width);
         self.rows.compute(crop.height, height, window.top..window.top + window.height);
-        let needed = self.rows.inputs();
-        self.between.resize(needed.len() * row_bytes, 0);
-        let crop_bytes = crop.width as usize * 3;
-        for (row, out) in needed.clone().zip(self.between.chunks_exact_mut(row_bytes)) {
-            let at = start(row);
-            // Pixels are read four bytes at a time; only the image's very last one has no fourth byte.
-            let source = if at + crop_bytes < pixels.len() {
-                &pixels[at..=at + crop_bytes]
-            } else {
-                self.last_row.clear();
-                self.last_row.extend_from_slice(&pixels[at..at + crop_bytes]);
-                self.last_row.push(0);
-                &self.last_row
-            };
-            horizontal(source, &self.columns, out);
+        let source = &pixels[start(0)..];
+        if vertical_first(crop, width, height) {
+            let needed = self.columns.inputs();
+            let between_bytes = needed.len() * 3;
+            self.between.resize(window.height as usize * between_bytes + 1, 0);
+            let between = self.between.split_last_mut().map_or(&mut [][..], |(_, between)| between);
+            vertical(&source[needed.start * 3..], stride, &self.rows, 0, between_bytes, between);
+            for (row, out) in out.chunks_exact_mut(row_bytes).enumerate() {
+                let row = &self.between[row * between_bytes..=(row + 1) * between_bytes];
+                horizontal(row, &self.columns, needed.start, out);
+            }
+        } else {
+            let needed = self.rows.inputs();
+            self.between.resize(needed.len() * row_bytes, 0);
+            let crop_bytes = crop.width as usize * 3;
+            for (row, out) in needed.clone().zip(self.between.chunks_exact_mut(row_bytes)) {
+                let row = &source[row * stride..];
+                // Pixels are read four bytes at a time; only the image's very last one has no fourth byte.
+                let row = if row.len() > crop_bytes {
+                    row
+                } else {
+                    self.last_row.clear();
+                    self.last_row.extend_from_slice(row);
+                    self.last_row.push(0);
+                    &self.last_row
+                };
+                horizontal(row, &self.columns, 0, out);
+            }
+            vertical(&self.between, row_bytes, &self.rows, needed.start, row_bytes, out);
         }
-        vertical(&self.between, &self.rows, needed.start, row_bytes, out);
     }
+}
+
+/// Which pass comes first, for the roundings between them depend on it: Pillow 13 begins with the rows where the
+/// height loses more than twice as many pixels as the width. (Earlier versions always begin with the columns.)
+fn vertical_first(crop: Crop, width: u32, height: u32) -> bool {
+    let lost = |from: u32, to: u32| i64::from(from) - i64::from(to);
+    lost(crop.height, height) > (2 * lost(crop.width, width)).max(0)
 }
 
 /// For each output position along one axis: the input positions under the triangle, and their weights.
@@ -172,7 +193,7 @@ fn to_level(sum: i32) -> u8 {
 /// Compiles a function a second time for AVX2 and takes that one where the machine has it: the portable code
 /// vectorises well, but x86-64's base instruction set lacks a 32-bit multiplication.
 macro_rules! dispatch {
-    ($(#[$doc:meta])* fn $name:ident = $portable:ident($($argument:ident: $type:ty),*)) => {
+    ($(#[$doc:meta])* fn $name:ident = $portable:ident($($argument:ident: $type:ty),* $(,)?)) => {
         $(#[$doc])*
         fn $name($($argument: $type),*) {
             #[cfg(target_arch = "x86_64")]
@@ -193,14 +214,14 @@ macro_rules! dispatch {
 pub(crate) use dispatch;
 
 dispatch! {
-    /// One row of RGB pixels, with one byte to spare, to the output's width.
-    fn horizontal = horizontal_portable(row: &[u8], columns: &Taps, out: &mut [u8])
+    /// Resizes one row of RGB pixels, of which input `offset` is the first and a byte to spare follows the last.
+    fn horizontal = horizontal_portable(row: &[u8], columns: &Taps, offset: usize, out: &mut [u8])
 }
 
 #[inline(always)]
-fn horizontal_portable(row: &[u8], columns: &Taps, out: &mut [u8]) {
+fn horizontal_portable(row: &[u8], columns: &Taps, offset: usize, out: &mut [u8]) {
     for ((first, weights), out) in columns.iter().zip(out.chunks_exact_mut(3)) {
-        let source = &row[first * 3..(first + weights.len()) * 3 + 1];
+        let source = &row[(first - offset) * 3..=(first - offset + weights.len()) * 3];
         let mut sums = [HALF; 4];
         for (tap, weight) in weights.iter().enumerate() {
             let pixel = &source[tap * 3..tap * 3 + 4];
@@ -215,29 +236,38 @@ fn horizontal_portable(row: &[u8], columns: &Taps, out: &mut [u8]) {
 }
 
 dispatch! {
-    /// Rows of `row_bytes` bytes, the first of which is input row `offset`, to the output's height.
-    fn vertical = vertical_portable(between: &[u8], rows: &Taps, offset: usize, row_bytes: usize, out: &mut [u8])
+    /// Resizes columns of `row_bytes` bytes; rows start every `stride` bytes, the first is input row `offset`.
+    fn vertical = vertical_portable(
+        source: &[u8], stride: usize, rows: &Taps, offset: usize, row_bytes: usize, out: &mut [u8]
+    )
 }
 
 #[inline(always)]
-fn vertical_portable(between: &[u8], rows: &Taps, offset: usize, row_bytes: usize, out: &mut [u8]) {
+fn vertical_portable(
+    source: &[u8],
+    stride: usize,
+    rows: &Taps,
+    offset: usize,
+    row_bytes: usize,
+    out: &mut [u8],
+) {
     for ((first, weights), out) in rows.iter().zip(out.chunks_exact_mut(row_bytes)) {
-        let source = &between[(first - offset) * row_bytes..(first - offset + weights.len()) * row_bytes];
-        let whole = row_bytes - row_bytes % BLOCK;
-        for at in (0..whole).step_by(BLOCK) {
+        let source = &source[(first - offset) * stride..];
+        let (blocks, rest) = out.as_chunks_mut::<BLOCK>();
+        let whole = blocks.len() * BLOCK;
+        for (block, out) in blocks.iter_mut().enumerate() {
             let mut sums = [HALF; BLOCK];
-            for (row, weight) in source.chunks_exact(row_bytes).zip(weights) {
-                for (sum, &level) in sums.iter_mut().zip(&row[at..at + BLOCK]) {
+            for (row, weight) in weights.iter().enumerate() {
+                let levels = &source[row * stride + block * BLOCK..][..BLOCK];
+                for (sum, &level) in sums.iter_mut().zip(levels) {
                     *sum += weight * i32::from(level);
                 }
             }
-            for (out, sum) in out[at..at + BLOCK].iter_mut().zip(sums) {
-                *out = to_level(sum);
-            }
+            *out = sums.map(to_level);
         }
-        for (at, out) in out.iter_mut().enumerate().skip(whole) {
-            let column = source.iter().skip(at).step_by(row_bytes);
-            let sum = column.zip(weights).fold(HALF, |sum, (&level, weight)| sum + weight * i32::from(level));
+        for (column, out) in rest.iter_mut().enumerate() {
+            let levels = source[whole + column..].iter().step_by(stride);
+            let sum = levels.zip(weights).fold(HALF, |sum, (&level, weight)| sum + weight * i32::from(level));
             *out = to_level(sum);
         }
     }
@@ -301,13 +331,13 @@ mod tests {
         taps.compute(199, 70, 0..70);
         let row = &source.as_raw()[..199 * 3 + 1];
         let (mut fast, mut plain) = (vec![0; 210], vec![0; 210]);
-        horizontal(row, &taps, &mut fast);
-        horizontal_portable(row, &taps, &mut plain);
+        horizontal(row, &taps, 0, &mut fast);
+        horizontal_portable(row, &taps, 0, &mut plain);
         assert_eq!(fast, plain);
         taps.compute(3, 2, 0..2);
         let (mut fast, mut plain) = (vec![0; 1200], vec![0; 1200]);
-        vertical(source.as_raw(), &taps, 0, 600, &mut fast);
-        vertical_portable(source.as_raw(), &taps, 0, 600, &mut plain);
+        vertical(source.as_raw(), 600, &taps, 0, 600, &mut fast);
+        vertical_portable(source.as_raw(), 600, &taps, 0, 600, &mut plain);
         assert_eq!(fast, plain);
     }
 
