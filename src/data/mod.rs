@@ -16,6 +16,7 @@ pub mod decode;
 pub mod detect;
 pub mod idx;
 pub mod loader;
+pub mod resize;
 pub mod synthetic;
 
 pub use dataset::{Dataset, Splits};
