@@ -9,13 +9,12 @@ use std::error::Error;
 use std::path::Path;
 use std::sync::Arc;
 
-use lemniscate::bank::MemoryBank;
+use lemniscate::bank::{MemoryBank, draw_negatives};
 use lemniscate::config::{BankInit, Preset, TrainConfig};
 use lemniscate::data::detect::{self, OpenOptions};
 use lemniscate::data::loader::{Loader, LoaderOptions, View, epoch_order};
 use lemniscate::eval::features::Input;
 use lemniscate::model::to_vec_f32;
-use lemniscate::objective::Negatives;
 use lemniscate::rng::Purpose;
 use lemniscate::train::start;
 use lemniscate::train::step::{Objective, train_batch};
@@ -52,14 +51,12 @@ fn main() -> Result<(), Box<dyn Error>> {
         epoch: 0,
         purpose: Purpose::Augmentation,
     };
-    let loader = Loader::new(Arc::clone(splits.train.source()), view, order, batch_size, LoaderOptions::with_workers(1));
+    let loader = Loader::new(Arc::clone(splits.train.source()), view, order, batch_size, LoaderOptions { workers: 1, ..LoaderOptions::default() })?;
     let objective = Objective::new(&config, noise.clone(), Vec::new());
     let mut losses = Vec::new();
     for (step, batch) in (0..steps).zip(loader) {
         let batch = batch?;
-        let negatives =
-            Negatives::Drawn { noise: &noise, seed: config.seed, step, k: config.n_negatives };
-        let drawn: Vec<u32> = (0..batch.indices.len()).flat_map(|row| negatives.of_row(row)).collect();
+        let drawn = draw_negatives(&noise, config.seed, step, batch.indices.len(), config.n_negatives);
         let side = i64::from(batch.size);
         let b = batch.indices.len() as i64;
         record.bytes(format!("pixels.{step}"), Dtype::U8, batch.pixels.clone(), vec![b, side, side, 3]);

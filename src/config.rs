@@ -14,7 +14,7 @@ use crate::data::detect::DataFormat;
 use crate::error::{Error, Result};
 use crate::model::device::DeviceChoice;
 use crate::model::{Arch, EncoderConfig, Family, PrecisionChoice};
-use crate::objective::normalizer::NormalizerMode;
+use crate::objective::NormalizerMode;
 use crate::optim::Schedule;
 
 /// A finished, checked description of a training run.

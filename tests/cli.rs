@@ -98,7 +98,7 @@ fn unlabelled_images_are_trained_on_and_measured_without_labels() {
     assert!(output.status.success(), "{}", common::describe(&output));
     assert!(String::from_utf8_lossy(&output.stderr).contains("no labels"), "{}", common::describe(&output));
     let names: Vec<_> = metrics(&folder.join("run"), "eval").iter().map(|r| r["metric"].clone()).collect();
-    for metric in ["own_row_first", "alignment", "uniformity"] {
+    for metric in ["view_top1", "alignment", "uniformity"] {
         assert!(names.iter().any(|name| name == metric), "{names:?}");
     }
     assert!(succeeds(folder, ["eval", "run"]).contains("own row first"));

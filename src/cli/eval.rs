@@ -17,7 +17,7 @@ use crate::eval::knn::Neighbors;
 use crate::eval::monitor::{self, Accuracy, Queries};
 use crate::model::Encoder;
 use crate::model::device::DeviceChoice;
-use crate::report::picture::{self, Tile};
+use crate::report::contact_sheet::{self, Tile, contact_sheet};
 use crate::train::start::{self, Found};
 use crate::train::state::{load_bank, load_encoder};
 
@@ -329,12 +329,12 @@ fn draw(path: &Path, splits: &Splits, queries: &Queries, neighbors: &Neighbors) 
         let mut row = vec![Tile { image: asked.load(queries.indices[q] as usize)?, frame: None }];
         for &i in neighbors.indices(q).iter().take(PICTURE_NEIGHBORS) {
             let same = splits.train.label(i as usize) == Some(queries.labels[q]);
-            let frame = Some(if same { picture::SAME_CLASS } else { picture::OTHER_CLASS });
+            let frame = Some(if same { contact_sheet::SAME } else { contact_sheet::OTHER });
             row.push(Tile { image: splits.train.load(i as usize)?, frame });
         }
         rows.push(row);
     }
-    let sheet = picture::contact_sheet(&rows, 64);
+    let sheet = contact_sheet(&rows, 64);
     sheet.save(path).map_err(|e| Error::io(path, "write the picture", std::io::Error::other(e)))
 }
 

@@ -1,11 +1,11 @@
 //! `lemniscate train`: start a run, repeat one from its configuration, or go on with one.
 
-use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 
 use super::inputs::{bar, data_name, preset_for, scan_with_progress};
 use super::settings::Settings;
 use super::{eval, say};
+use crate::checkpoint::atomic;
 use crate::checkpoint::run_folder::{self, RunFolder};
 use crate::checkpoint::signals::Interrupt;
 use crate::config::{BankInit, Monitor, ObjectiveKind, Preset, TrainConfig, name_of, read_layer};
@@ -13,8 +13,7 @@ use crate::data::dataset::Splits;
 use crate::data::detect::{self, OpenOptions};
 use crate::error::{Error, Result};
 use crate::model::Encoder;
-use crate::report::metrics::MetricsWriter;
-use crate::report::progress::{PlainReporter, Reporter, SilentReporter, TerminalReporter};
+use crate::report::{MetricsWriter, curves, metrics, Reporter, SilentReporter, progress};
 use crate::train::start::{self, Found};
 use crate::train::state::{DataIdentity, TrainState};
 use crate::train::step::Objective;
@@ -225,13 +224,8 @@ fn go(arguments: &Arguments, parts: Parts) -> Result<()> {
     if !arguments.quiet {
         say(describe(&config, &splits, &path))?;
     }
-    let mut reporter: Box<dyn Reporter> = if arguments.quiet {
-        Box::new(SilentReporter)
-    } else if std::io::stderr().is_terminal() {
-        Box::new(TerminalReporter::new())
-    } else {
-        Box::new(PlainReporter::new(std::io::stdout(), config.print_freq))
-    };
+    let mut reporter: Box<dyn Reporter> =
+        if arguments.quiet { Box::new(SilentReporter) } else { progress::for_standard_streams(config.print_freq) };
     let interrupt = Interrupt::install()?;
     let quiet = arguments.quiet;
     let session =
@@ -244,9 +238,7 @@ fn go(arguments: &Arguments, parts: Parts) -> Result<()> {
         say(format_args!("done: {steps} steps; {}", path.display()))?;
         if let (Some(last), Some((best, epoch))) = (last, best) {
             say(format_args!(
-                "monitor: last {:.2} %, best {:.2} % after epoch {epoch} (best.ckpt is chosen by this monitor)",
-                100.0 * last,
-                100.0 * best
+                "monitor: last {last:.2} %, best {best:.2} % after epoch {epoch} (best.ckpt is chosen by this monitor)"
             ))?;
         }
         say(format_args!("test it:  lemniscate eval {}", path.display()))?;
@@ -333,11 +325,12 @@ fn new_folder(config: &TrainConfig) -> Result<RunFolder> {
 
 /// Draws `curves.svg` from what `metrics.jsonl` holds; a run without a step has none.
 fn write_curves(run: &Path) -> Result<()> {
-    use crate::report::{metrics, picture};
-    let records = metrics::read(&run.join(run_folder::METRICS))?;
-    let Some(svg) = picture::curves_svg(&records) else { return Ok(()) };
-    let path = run.join("curves.svg");
-    std::fs::write(&path, svg).map_err(|e| Error::io(path, "write the curves", e))
+    let records = metrics::read(run.join(run_folder::METRICS))?;
+    if records.is_empty() {
+        return Ok(());
+    }
+    let title = data_name(run);
+    atomic::write_text(&run.join("curves.svg"), &curves::curves_svg(&title, &records))
 }
 
 fn set_threads(threads: usize) -> Result<()> {

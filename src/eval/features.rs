@@ -28,7 +28,7 @@ impl Input {
             Family::Cifar => (TestTransform::cifar(image_size), Normalization::cifar()),
             Family::ImageNet => (TestTransform::imagenet(image_size), Normalization::imagenet()),
         };
-        Self { transform, normalization: Arc::new(normalization.table()), loader: LoaderOptions::with_workers(workers) }
+        Self { transform, normalization: Arc::new(normalization.table()), loader: LoaderOptions { workers, ..LoaderOptions::default() } }
     }
 }
 
@@ -48,7 +48,7 @@ pub fn embed_each(
     input: &Input,
     mut each: impl FnMut(&Batch, Vec<f32>) -> Result<()>,
 ) -> Result<()> {
-    let mut loader = Loader::new(Arc::clone(data.source()), view, order, EVALUATION_BATCH, input.loader.clone());
+    let mut loader = Loader::new(Arc::clone(data.source()), view, order, EVALUATION_BATCH, input.loader)?;
     while let Some(batch) = loader.next() {
         let batch = batch?;
         let features = to_vec_f32(&encoder.forward(&input_tensor(&batch, &input.normalization), Mode::Eval));
@@ -75,7 +75,7 @@ pub fn embed_all(
     let view = View::Test { transform: input.transform };
     embed_each(encoder, data, order.clone(), view, input, |batch, rows| {
         features.extend_from_slice(&rows);
-        done += batch.len();
+        done += batch.indices.len();
         progress(done);
         Ok(())
     })?;

@@ -17,8 +17,7 @@ use crate::eval::features::Input;
 use crate::eval::monitor::{self, Accuracy};
 use crate::model::Gradients;
 use crate::optim;
-use crate::report::metrics::{EvalRecord, MetricsWriter, StepRecord};
-use crate::report::progress::Reporter;
+use crate::report::{EpochStart, EvalRecord, MetricsWriter, Reporter, StepRecord};
 use crate::rng::Purpose;
 
 pub mod start;
@@ -55,7 +54,7 @@ pub struct Session<'a> {
 pub struct Summary {
     /// Optimiser steps taken since the start of the run.
     pub steps: u64,
-    /// The last value of the monitor, a fraction, if there is a monitor.
+    /// The last value of the monitor, in percent, if there is a monitor.
     pub last: Option<f64>,
     /// The best value of the monitor and its epoch.
     pub best: Option<(f64, u64)>,
@@ -101,11 +100,16 @@ impl Session<'_> {
             purpose: Purpose::Augmentation,
         };
         let source = Arc::clone(self.splits.train.source());
-        let mut loader = Loader::new(source, view, order[done..].to_vec(), config.batch_size, input.loader.clone());
+        let mut loader = Loader::new(source, view, order[done..].to_vec(), config.batch_size, input.loader)?;
         let schedule = config.lr_schedule();
         let save_every = Duration::from_secs_f64(config.save_every * 60.0);
         let mut saved_at = Instant::now();
-        self.reporter.epoch_started(epoch, config.epochs, self.state.progress.step_in_epoch, n_batches);
+        self.reporter.epoch_started(EpochStart {
+            epoch,
+            epochs: config.epochs,
+            batches: n_batches,
+            batches_done: self.state.progress.step_in_epoch,
+        });
 
         while self.state.progress.step_in_epoch < n_batches {
             if self.step_limit_reached() {
@@ -124,6 +128,7 @@ impl Session<'_> {
             let mut record = StepRecord { epoch, lr, ..StepRecord::default() };
             let started = Instant::now();
             let mut images = 0;
+            let mut parts = [0.0; 3];
             let mut gradients: Option<Gradients> = None;
             for _ in 0..group {
                 let waiting = Instant::now();
@@ -149,10 +154,10 @@ impl Session<'_> {
                     (sum, part) => *sum = part,
                 }
                 record.loss += outcome.loss / group as f64;
-                record.forward_ms += milliseconds(outcome.forward);
-                record.objective_ms += milliseconds(outcome.objective);
-                record.backward_ms += milliseconds(outcome.backward);
-                images += batch.len();
+                for (part, spent) in parts.iter_mut().zip([outcome.forward, outcome.objective, outcome.backward]) {
+                    *part += milliseconds(spent);
+                }
+                images += batch.indices.len();
                 self.state.progress.step_in_epoch += 1;
                 loader.recycle(batch);
             }
@@ -160,16 +165,26 @@ impl Session<'_> {
             if let Some(gradients) = gradients {
                 self.state.sgd.step(self.state.encoder.parameters_mut(), gradients, lr);
             }
-            record.update_ms = milliseconds(updating.elapsed());
+            let [forward, objective, backward] = parts;
+            let update = milliseconds(updating.elapsed());
+            record.extra = [
+                ("forward_ms", forward),
+                ("objective_ms", objective),
+                ("backward_ms", backward),
+                ("update_ms", update),
+            ]
+            .into_iter()
+            .map(|(part, ms)| (part.to_owned(), ms.into()))
+            .collect();
             self.state.progress.step += 1;
             self.state.progress.images_seen += images as u64;
             self.state.progress.ln_z = self.state.normalizer.current();
             record.step = self.state.progress.step;
             record.step_ms = milliseconds(started.elapsed());
             record.images_per_s = images as f64 / started.elapsed().as_secs_f64();
-            record.z = self.state.progress.ln_z.map(f64::exp);
+            record.ln_z = self.state.progress.ln_z;
             self.metrics.step(&record)?;
-            self.reporter.step(&record, self.state.progress.step_in_epoch);
+            self.reporter.step(self.state.progress.step_in_epoch, &record);
 
             if self.interrupt.interrupted() {
                 self.save()?;
@@ -189,6 +204,7 @@ impl Session<'_> {
 
     /// Measures the features, remembers the best, moves on to the next epoch and saves.
     fn end_of_epoch(&mut self) -> Result<Option<f64>> {
+        self.reporter.epoch_finished(self.state.progress.epoch);
         let value = self.measure()?;
         let progress = &mut self.state.progress;
         let finished = progress.epoch;
@@ -203,14 +219,13 @@ impl Session<'_> {
         if improved {
             self.folder.save_best()?;
         }
-        self.reporter.epoch_finished(finished);
         if self.interrupt.interrupted() && self.state.progress.epoch < self.config.epochs {
             return Err(self.interrupted());
         }
         Ok(value)
     }
 
-    /// The monitor's value, a fraction, after writing it down; `None` with `--monitor none`.
+    /// The monitor's value, in percent, after writing it down; `None` with `--monitor none`.
     fn measure(&mut self) -> Result<Option<f64>> {
         if self.config.monitor == Monitor::None {
             return Ok(None);
@@ -227,11 +242,12 @@ impl Session<'_> {
                 let train = &self.splits.train;
                 let neighbors = monitor::search(&queries, &self.state.bank, train, k);
                 // One search answers both: the nearest row is the first of the k.
-                for accuracy in monitor::accuracies(&neighbors, &queries, train, &[1, k], &[config.temperature]) {
-                    records.push(accuracy_record(epoch, accuracy, queries.own_rows.is_some()));
+                let mut ks = vec![1, k];
+                ks.dedup();
+                for accuracy in monitor::accuracies(&neighbors, &queries, train, &ks, &[config.temperature]) {
+                    records.extend(accuracy_records(epoch, &accuracy));
                 }
-                records.dedup();
-                records.last().map(|record| record.value)
+                records.iter().rev().find(|record| record.metric.ends_with("_top1")).map(|record| record.value)
             }
             None => {
                 let measured = monitor::label_free(
@@ -243,14 +259,15 @@ impl Session<'_> {
                     config.seed,
                     epoch,
                 )?;
+                let own_row_first = 100.0 * measured.own_row_first;
                 for (metric, value) in [
-                    ("uniformity", measured.uniformity),
+                    ("view_top1", own_row_first),
                     ("alignment", measured.alignment),
-                    ("own_row_first", measured.own_row_first),
+                    ("uniformity", measured.uniformity),
                 ] {
-                    records.push(EvalRecord { epoch, metric: metric.into(), value, ..EvalRecord::live() });
+                    records.push(live_record(epoch, metric, value));
                 }
-                Some(measured.own_row_first)
+                Some(own_row_first)
             }
         };
         let seconds = started.elapsed().as_secs_f64();
@@ -270,7 +287,7 @@ impl Session<'_> {
                 message: format!("parameter {name} is no longer finite"),
             });
         }
-        self.state.progress.metrics_bytes = self.metrics.bytes();
+        self.state.progress.metrics_bytes = self.metrics.sync()?;
         let Self { state, config, identity, folder, .. } = self;
         state.save(config, identity, |view| folder.save_last(view))
     }
@@ -287,17 +304,25 @@ impl Session<'_> {
     }
 }
 
-fn accuracy_record(epoch: u64, accuracy: Accuracy, leave_one_out: bool) -> EvalRecord {
-    let split = if leave_one_out { "leave-one-out" } else { "test" };
+/// Top-1 and top-5 of one accuracy: `nn_...` for the nearest row alone, `knn_...` for a vote.
+fn accuracy_records(epoch: u64, accuracy: &Accuracy) -> [EvalRecord; 2] {
+    let prefix = if accuracy.k == 1 { "nn" } else { "knn" };
+    [("top5", accuracy.top5), ("top1", accuracy.top1)].map(|(rank, share)| EvalRecord {
+        k: Some(accuracy.k as u64),
+        temperature: Some(accuracy.temperature),
+        ..live_record(epoch, &format!("{prefix}_{rank}"), 100.0 * share)
+    })
+}
+
+/// A measurement of embeddings against the live bank.
+fn live_record(epoch: u64, metric: &str, value: f64) -> EvalRecord {
     EvalRecord {
         epoch,
-        metric: if accuracy.k == 1 { "nn_top1".into() } else { "knn_top1".into() },
-        value: accuracy.top1,
-        top5: Some(accuracy.top5),
-        k: Some(accuracy.k),
-        temperature: Some(accuracy.temperature),
-        split: Some(split.into()),
-        ..EvalRecord::live()
+        metric: metric.into(),
+        value,
+        bank: "live".into(),
+        layer: "embedding".into(),
+        ..EvalRecord::default()
     }
 }
 

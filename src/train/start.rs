@@ -6,8 +6,7 @@ use tch::Device;
 use toml::Table;
 
 use super::state::{DataIdentity, Saved, TrainState};
-use crate::bank::MemoryBank;
-use crate::bank::noise::Noise;
+use crate::bank::{AliasTable, MemoryBank, Noise};
 use crate::checkpoint::format::Checkpoint;
 use crate::checkpoint::run_folder::{self, Loaded, RunFolder};
 use crate::checkpoint::state::Progress;
@@ -16,7 +15,7 @@ use crate::data::dataset::{Dataset, Splits};
 use crate::error::{Error, Result};
 use crate::eval::features::{Input, embed_all};
 use crate::model::Encoder;
-use crate::objective::normalizer::Normalizer;
+use crate::objective::Normalizer;
 use crate::optim::Sgd;
 
 /// Settings that may differ from the checkpoint's when a run is resumed: they change no result, or the data's
@@ -184,18 +183,14 @@ pub fn fresh_encoder(config: &TrainConfig, device: Device) -> Encoder {
 /// If the weights file is unreadable, has another number of lines than there are images, or a line that is not a
 /// non-negative number.
 pub fn noise(config: &TrainConfig, train: &Dataset) -> Result<Noise> {
-    let mut weights = match &config.noise_weights {
-        Some(path) => read_weights(path, train.len())?,
-        None if train.quarantined().is_empty() => return Ok(Noise::uniform(train.len())),
-        None => vec![1.0; train.len()],
+    let Some(path) = &config.noise_weights else {
+        return Noise::uniform_except(train.len() as u32, train.quarantined());
     };
+    let mut weights = read_weights(path, train.len())?;
     for &row in train.quarantined() {
         weights[row as usize] = 0.0;
     }
-    if weights.iter().all(|&w| w == 0.0) {
-        return Err(Error::usage("--noise-weights: every weight is 0, so there is nothing to draw"));
-    }
-    Ok(Noise::weighted(&weights))
+    Ok(Noise::Weighted(AliasTable::new(&weights)?))
 }
 
 fn read_weights(path: &Path, n: usize) -> Result<Vec<f64>> {

@@ -11,7 +11,7 @@ use crate::checkpoint::state::Progress;
 use crate::config::TrainConfig;
 use crate::error::{Error, Result};
 use crate::model::{Encoder, to_vec_f32};
-use crate::objective::normalizer::Normalizer;
+use crate::objective::Normalizer;
 use crate::optim::Sgd;
 
 /// The encoder, its optimiser, the bank, Z and the counters.

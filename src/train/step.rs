@@ -5,15 +5,14 @@ use std::time::{Duration, Instant};
 use tch::Tensor;
 
 use super::state::TrainState;
-use crate::config::{ObjectiveKind, TrainConfig};
+use crate::bank::{MemoryBank, Negatives, Noise};
+use crate::config::{BankInit, ObjectiveKind, TrainConfig};
 use crate::data::augment::NormalizationTable;
 use crate::data::loader::Batch;
 use crate::eval::features::input_tensor;
 use crate::model::{Gradients, Mode, to_vec_f32};
-use crate::objective::normalizer::{self, EstimateFrom};
-use crate::objective::{LossAndGradient, Negatives, nce, proximal, softmax};
-use crate::bank::noise::Noise;
-use crate::config::BankInit;
+use crate::objective::normalizer::estimate_ln_z;
+use crate::objective::{Entries, LossAndGradient, Normalizer, nce, proximal, softmax};
 
 /// The objective of a run: what does not change from batch to batch.
 pub struct Objective {
@@ -23,7 +22,7 @@ pub struct Objective {
     noise: Noise,
     proximal: f64,
     seed: u64,
-    estimate_from: EstimateFrom,
+    estimate_from: Entries,
     /// Rows that are nobody's negative: those of quarantined images, ascending.
     excluded_rows: Vec<u32>,
 }
@@ -55,8 +54,8 @@ impl Objective {
             // In a bank of features a positive scores near exp(1/T) from the start and would dominate the mean of
             // K+1 scores; in a random bank it scores like any other row, and the published estimate includes it.
             estimate_from: match config.bank_init {
-                BankInit::Random => EstimateFrom::All,
-                BankInit::Features => EstimateFrom::Negatives,
+                BankInit::Random => Entries::All,
+                BankInit::Features => Entries::Negatives,
             },
             excluded_rows,
         }
@@ -65,16 +64,22 @@ impl Objective {
     /// Loss and gradient for `features` `[B, D]` of the images `indices`; `draw` numbers the batch in the run.
     ///
     /// Z, where it is estimated, is updated first, so that the first batch is scored with its own estimate.
-    pub fn evaluate(&self, features: &[f32], indices: &[u32], state: &mut TrainState, draw: u64) -> LossAndGradient {
-        let bank = &state.bank;
+    pub fn evaluate(
+        &self,
+        features: &[f32],
+        indices: &[u32],
+        bank: &MemoryBank,
+        normalizer: &mut Normalizer,
+        draw: u64,
+    ) -> LossAndGradient {
         let negatives =
             Negatives::Drawn { noise: &self.noise, seed: self.seed, step: draw, k: self.n_negatives };
         let mut result = match self.kind {
             ObjectiveKind::Softmax => softmax::full(features, bank, indices, self.temperature, &self.excluded_rows),
             ObjectiveKind::SampledSoftmax => softmax::sampled(features, bank, indices, &negatives, self.temperature),
             ObjectiveKind::Nce => {
-                if state.normalizer.wants_estimate() {
-                    let estimate = normalizer::estimate_ln_z(
+                if normalizer.wants_estimate() {
+                    let estimate = estimate_ln_z(
                         features,
                         bank,
                         indices,
@@ -83,14 +88,14 @@ impl Objective {
                         &self.noise,
                         self.estimate_from,
                     );
-                    state.normalizer.update(estimate);
+                    normalizer.update(estimate);
                 }
-                let ln_z = state.normalizer.ln_z(bank.len(), bank.dim(), self.temperature);
+                let ln_z = normalizer.ln_z(bank.len(), bank.dim(), self.temperature);
                 nce::loss(features, bank, indices, &negatives, self.temperature, ln_z, &self.noise)
             }
         };
         if self.proximal > 0.0 {
-            proximal::add(&mut result, features, bank, indices, self.proximal);
+            result.add(proximal(features, bank, indices, self.proximal));
         }
         result
     }
@@ -115,7 +120,7 @@ pub fn train_batch(
     let forward = started.elapsed();
 
     let started = Instant::now();
-    let LossAndGradient { loss, mut gradient, .. } = objective.evaluate(&features, &batch.indices, state, draw);
+    let LossAndGradient { loss, mut gradient, .. } = objective.evaluate(&features, &batch.indices, &state.bank, &mut state.normalizer, draw);
     let objective_time = started.elapsed();
     if !loss.is_finite() {
         return BatchOutcome { loss, gradients: None, forward, objective: objective_time, backward: Duration::ZERO };
