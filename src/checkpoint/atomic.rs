@@ -178,7 +178,8 @@ mod tests {
     #[test]
     fn only_our_leftovers_are_removed() {
         let (_dir, folder) = scratch();
-        for name in [".last.ckpt.Ab12.tmp", ".best.ckpt.link.tmp", ".other.tmp", "last.ckpt.tmp", "last.ckpt"] {
+        for name in [".last.ckpt.Ab12.tmp", ".best.ckpt.link.tmp", ".other.tmp", "last.ckpt.tmp", "last.ckpt"]
+        {
             fs::write(folder.join(name), "").unwrap();
         }
         remove_leftovers(&folder, &["last.ckpt", "best.ckpt"]).unwrap();

@@ -166,6 +166,9 @@ fn header(tensors: &[&TensorBytes], metadata: &BTreeMap<String, String>) -> Vec<
     header
 }
 
+/// Each tensor's type and shape, and where it lies in the file.
+type Places = BTreeMap<String, (Dtype, Vec<usize>, Range<usize>)>;
+
 /// A checkpoint that has been read and found whole.
 ///
 /// The file is mapped: memory is taken only while its pages are looked at.
@@ -173,8 +176,7 @@ fn header(tensors: &[&TensorBytes], metadata: &BTreeMap<String, String>) -> Vec<
 pub struct Checkpoint {
     path: PathBuf,
     map: Mmap,
-    /// Each tensor's type and shape, and where it lies in the file.
-    tensors: BTreeMap<String, (Dtype, Vec<usize>, Range<usize>)>,
+    tensors: Places,
     metadata: BTreeMap<String, String>,
 }
 
@@ -200,27 +202,7 @@ impl Checkpoint {
         let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::io(path, "map", e))?;
         #[cfg(unix)]
         let _ = map.advise(memmap2::Advice::Sequential);
-        if map.len() < CHECKSUM.end || map[LENGTH..CHECKSUM.start] != *OPENING {
-            return Err(refuse(describe_foreign(&map)));
-        }
-        if checksum(&map).to_hex().as_bytes() != &map[CHECKSUM] {
-            return Err(refuse(describe_damage(&map)));
-        }
-        let (header, contents) = SafeTensors::read_metadata(&map)
-            .map_err(|e| refuse(format!("one that is not a valid safetensors file ({e})")))?;
-        let mut metadata: BTreeMap<_, _> = contents.metadata().clone().unwrap_or_default().into_iter().collect();
-        let format = metadata.remove("format").unwrap_or_default();
-        check_version(&format).map_err(refuse)?;
-        metadata.remove("blake3");
-        let first = LENGTH + header;
-        let tensors = contents
-            .tensors()
-            .into_iter()
-            .map(|(name, info)| {
-                let (start, end) = info.data_offsets;
-                (name, (info.dtype, info.shape.clone(), first + start..first + end))
-            })
-            .collect();
+        let (tensors, metadata) = contents(&map).map_err(refuse)?;
         Ok(Checkpoint { path: path.to_owned(), map, tensors, metadata })
     }
 
@@ -264,6 +246,28 @@ impl Checkpoint {
     }
 }
 
+/// What a file holds, every byte of it verified; or what it is instead of a checkpoint.
+fn contents(file: &[u8]) -> Result<(Places, BTreeMap<String, String>), String> {
+    if file.len() < CHECKSUM.end || file[LENGTH..CHECKSUM.start] != *OPENING {
+        return Err(describe_foreign(file));
+    }
+    if checksum(file).to_hex().as_bytes() != &file[CHECKSUM] {
+        return Err(describe_damage(file));
+    }
+    let (header, contents) = SafeTensors::read_metadata(file)
+        .map_err(|e| format!("one that is not a valid safetensors file ({e})"))?;
+    let mut metadata: BTreeMap<_, _> = contents.metadata().clone().unwrap_or_default().into_iter().collect();
+    let format = metadata.remove("format").unwrap_or_default();
+    check_version(&format)?;
+    metadata.remove("blake3");
+    let first = LENGTH + header;
+    let place = |(name, info): (String, &TensorInfo)| {
+        let (start, end) = info.data_offsets;
+        (name, (info.dtype, info.shape.clone(), first + start..first + end))
+    };
+    Ok((contents.tensors().into_iter().map(place).collect(), metadata))
+}
+
 /// The checksum of a file of at least `CHECKSUM.end` bytes.
 fn checksum(file: &[u8]) -> blake3::Hash {
     let mut hasher = blake3::Hasher::new();
@@ -285,7 +289,8 @@ fn check_version(format: &str) -> Result<(), String> {
 
 /// What is wrong with a checkpoint whose checksum differs, in words.
 fn describe_damage(file: &[u8]) -> String {
-    let expected = header_of(file).map(|(header, contents)| (LENGTH + header.len()).saturating_add(contents.data_len()));
+    let expected =
+        header_of(file).map(|(header, contents)| (LENGTH + header.len()).saturating_add(contents.data_len()));
     match expected {
         Some(expected) if file.len() < expected => {
             format!("one cut short: {} of {expected} bytes", file.len())

@@ -92,7 +92,9 @@ fn with_nothing_good_the_error_says_why_for_each() {
     fs::write(run.file(PREVIOUS), "").unwrap();
     let error = run.load_latest().unwrap_err();
     let text = error.to_string();
-    for part in ["cannot resume", "last.ckpt: expected", "checksum", "previous.ckpt: expected", "an empty file"] {
+    for part in
+        ["cannot resume", "last.ckpt: expected", "checksum", "previous.ckpt: expected", "an empty file"]
+    {
         assert!(text.contains(part), "{text}");
     }
     assert!(error.hint().unwrap().contains("--resume"), "{error}");
@@ -193,7 +195,10 @@ fn killed_while_saving_the_run_and_its_lock_survive() {
     let mut newest = 1;
     for round in 0..12 {
         let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "checkpoint::run_folder::tests::killed_while_saving_the_run_and_its_lock_survive"])
+            .args([
+                "--exact",
+                "checkpoint::run_folder::tests::killed_while_saving_the_run_and_its_lock_survive",
+            ])
             .env(CHILD, &folder)
             .stdout(Stdio::null())
             .stderr(Stdio::null())
@@ -224,7 +229,10 @@ fn default_folders_are_named_by_time_data_and_architecture() {
     let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
     assert_eq!(default_name(at(0), "CIFAR-10", "resnet18"), "1970-01-01-0000-cifar-10-resnet18");
     // 2024-02-29 23:59:59 and 2026-12-31 00:00 UTC, by `date -u -d @...`.
-    assert_eq!(default_name(at(1_709_251_199), "my photos/", "resnet50"), "2024-02-29-2359-my-photos-resnet50");
+    assert_eq!(
+        default_name(at(1_709_251_199), "my photos/", "resnet50"),
+        "2024-02-29-2359-my-photos-resnet50"
+    );
     assert_eq!(default_name(at(1_798_675_200), "…", "resnet18"), "2026-12-31-0000-data-resnet18");
     assert_eq!(default_name(at(4_107_542_400), "x", "y"), "2100-03-01-0000-x-y");
 }
@@ -233,7 +241,8 @@ fn default_folders_are_named_by_time_data_and_architecture() {
 fn default_folders_do_not_collide() {
     let (_dir, folder) = scratch();
     let parent = folder.join("runs");
-    let runs: Vec<_> = (0..3).map(|_| RunFolder::create_in(&parent, "cifar10", "resnet18").unwrap()).collect();
+    let runs: Vec<_> =
+        (0..3).map(|_| RunFolder::create_in(&parent, "cifar10", "resnet18").unwrap()).collect();
     let mut paths: Vec<_> = runs.iter().map(|run| run.path().to_owned()).collect();
     paths.dedup();
     assert_eq!(paths.len(), 3);

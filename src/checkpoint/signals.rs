@@ -70,7 +70,10 @@ mod tests {
         let exit_code = |signals: &[i32]| {
             let signals: Vec<_> = signals.iter().map(i32::to_string).collect();
             let child = Command::new(std::env::current_exe().unwrap())
-                .args(["--exact", "checkpoint::signals::tests::the_first_signal_asks_and_a_second_sigint_leaves"])
+                .args([
+                    "--exact",
+                    "checkpoint::signals::tests::the_first_signal_asks_and_a_second_sigint_leaves",
+                ])
                 .env(CHILD, signals.join(","))
                 .output();
             child.unwrap().status.code()

@@ -92,7 +92,8 @@ mod tests {
     #[test]
     fn floats_come_back_bit_by_bit() {
         let mut random = stream(1, Purpose::Test, 0, 0);
-        let awkward = [0.0, -0.0, 0.1, 1.0 / 3.0, f64::MIN_POSITIVE, 5e-324, f64::MAX, f64::INFINITY, -f64::INFINITY];
+        let awkward =
+            [0.0, -0.0, 0.1, 1.0 / 3.0, f64::MIN_POSITIVE, 5e-324, f64::MAX, f64::INFINITY, -f64::INFINITY];
         let drawn = std::iter::repeat_with(|| f64::from_bits(random.next_u64())).take(20_000);
         for x in awkward.into_iter().chain(drawn.filter(|x| !x.is_nan())) {
             assert_eq!(through_json(x).map(f64::to_bits), Some(x.to_bits()), "{x:e}");

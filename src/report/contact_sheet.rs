@@ -75,7 +75,10 @@ mod tests {
 
     #[test]
     fn tiles_stand_in_rows_with_the_query_apart() {
-        let rows = [vec![plain(32, 32, None), plain(32, 32, Some(SAME)), plain(8, 8, Some(OTHER))], vec![plain(5, 5, None)]];
+        let rows = [
+            vec![plain(32, 32, None), plain(32, 32, Some(SAME)), plain(8, 8, Some(OTHER))],
+            vec![plain(5, 5, None)],
+        ];
         let sheet = contact_sheet(&rows, 64);
         // Gap 4, query column at 4, the others at 4 + 8 + 68 = 80 and 148.
         assert_eq!(sheet.dimensions(), (4 + 3 * 68 + 8, 4 + 2 * 68));

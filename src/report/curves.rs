@@ -32,7 +32,7 @@ pub fn curves_svg(title: &str, records: &[Record]) -> String {
 fn draw(svg: &mut String, title: &str, records: &[Record]) -> Drawn<()> {
     let root = SVGBackend::with_string(svg, SIZE).into_drawing_area();
     root.fill(&WHITE)?;
-    let root = root.titled(title, ("sans-serif", 22).into_font().color(&INK))?;
+    let root = root.margin(10, 4, 0, 0).titled(title, ("sans-serif", 22).into_font().color(&INK))?;
     let (loss, accuracies) = collect(records);
     let last = loss.last().map_or(1.0, |point| point.0).max(1.0);
     let height = root.dim_in_pixel().1;
@@ -123,7 +123,12 @@ fn panel(
     if curves.iter().any(|(name, ..)| !name.is_empty()) {
         let place = SeriesLabelPosition::LowerRight;
         let label = font(14);
-        chart.configure_series_labels().position(place).background_style(WHITE.mix(0.85)).label_font(label).draw()?;
+        chart
+            .configure_series_labels()
+            .position(place)
+            .background_style(WHITE.mix(0.85))
+            .label_font(label)
+            .draw()?;
     }
     Ok(())
 }
@@ -178,7 +183,12 @@ mod tests {
                 for (metric, high) in [("knn_top1", 55.0), ("nn_top1", 48.0)] {
                     let value = high - 35.0 * (-(step as f64) / 1200.0).exp();
                     let bank = "live".into();
-                    records.push(Record::Eval(EvalRecord { metric: metric.into(), value, bank, ..Default::default() }));
+                    records.push(Record::Eval(EvalRecord {
+                        metric: metric.into(),
+                        value,
+                        bank,
+                        ..Default::default()
+                    }));
                 }
             }
         }
@@ -191,7 +201,9 @@ mod tests {
         if let Some(folder) = std::env::var_os("LEMNISCATE_TEST_PICTURES") {
             std::fs::write(std::path::Path::new(&folder).join("curves.svg"), &svg).unwrap();
         }
-        for part in ["<svg", "loss", "accuracy, %", "optimiser step", "knn_top1", "nn_top1", "&amp; &lt;NCE&gt;"] {
+        for part in
+            ["<svg", "loss", "accuracy, %", "optimiser step", "knn_top1", "nn_top1", "&amp; &lt;NCE&gt;"]
+        {
             assert!(svg.contains(part), "{part}");
         }
         assert!(svg.trim_end().ends_with("</svg>"));
@@ -202,7 +214,8 @@ mod tests {
     #[test]
     fn hardly_any_or_strange_values_do_no_harm() {
         let step = |step, loss| Record::Step(StepRecord { step, loss, ..Default::default() });
-        let strange = [step(1, f64::NAN), step(2, f64::INFINITY), step(3, 1e300), step(4, -1e300), step(5, 0.0)];
+        let strange =
+            [step(1, f64::NAN), step(2, f64::INFINITY), step(3, 1e300), step(4, -1e300), step(5, 0.0)];
         for records in [&[][..], &run(1), &strange, &[step(1, 7.0), step(2, 7.0)]] {
             let svg = curves_svg("", records);
             assert!(svg.contains("</svg>") && !svg.contains("NaN"), "{svg}");

@@ -26,7 +26,15 @@ pub struct Eta {
 impl Eta {
     /// For a run of `epochs` epochs.
     pub fn new(epochs: u64) -> Self {
-        Eta { epochs, epoch: 0, batches: 0, done: 0, batch_seconds: (0.0, 0.0), between_seconds: (0.0, 0.0), last: None }
+        Eta {
+            epochs,
+            epoch: 0,
+            batches: 0,
+            done: 0,
+            batch_seconds: (0.0, 0.0),
+            between_seconds: (0.0, 0.0),
+            last: None,
+        }
     }
 
     /// Epoch `epoch` (from 0) begins, `done` of whose `batches` batches were done before.
@@ -47,7 +55,8 @@ impl Eta {
             } else {
                 let (sum, weight) = self.batch_seconds;
                 let kept = (1.0 - NEWEST).powf(batches);
-                self.batch_seconds = (kept * sum + (1.0 - kept) * seconds / batches, kept * weight + 1.0 - kept);
+                self.batch_seconds =
+                    (kept * sum + (1.0 - kept) * seconds / batches, kept * weight + 1.0 - kept);
             }
         }
         self.last = Some(now);

@@ -137,10 +137,14 @@ impl MetricsWriter {
         let refuse = |reason: String| Error::Resume {
             path: path.clone(),
             reason,
-            hint: Some("move the file away to continue with a new one; the training itself is not affected".into()),
+            hint: Some(
+                "move the file away to continue with a new one; the training itself is not affected".into(),
+            ),
         };
         if length < bytes {
-            return Err(refuse(format!("it has {length} bytes, but had {bytes} when the checkpoint was saved")));
+            return Err(refuse(format!(
+                "it has {length} bytes, but had {bytes} when the checkpoint was saved"
+            )));
         }
         if bytes > 0 {
             let mut end = [0];
@@ -235,7 +239,16 @@ mod tests {
     use crate::checkpoint::atomic::scratch;
 
     fn step(step: u64) -> StepRecord {
-        StepRecord { epoch: 1, step, loss: 8.5, lr: 0.03, images_per_s: 150.0, data_ms: 0.5, step_ms: 850.25, ..Default::default() }
+        StepRecord {
+            epoch: 1,
+            step,
+            loss: 8.5,
+            lr: 0.03,
+            images_per_s: 150.0,
+            data_ms: 0.5,
+            step_ms: 850.25,
+            ..Default::default()
+        }
     }
 
     fn eval() -> EvalRecord {

@@ -218,7 +218,16 @@ mod tests {
 
     fn knn() -> EvalRecord {
         let (bank, layer) = ("live".into(), "embedding".into());
-        EvalRecord { epoch: 1, metric: "knn_top1".into(), value: 34.5, k: Some(200), temperature: Some(0.1), bank, layer, seconds: 2.0 }
+        EvalRecord {
+            epoch: 1,
+            metric: "knn_top1".into(),
+            value: 34.5,
+            k: Some(200),
+            temperature: Some(0.1),
+            bank,
+            layer,
+            seconds: 2.0,
+        }
     }
 
     #[test]
@@ -227,7 +236,10 @@ mod tests {
         let mut reporter = PlainReporter::new(&mut out, 10);
         reporter.epoch_started(EpochStart { epoch: 1, epochs: 2, batches: 25, batches_done: 3 });
         for done in 4..=25 {
-            reporter.step(done, &StepRecord { ln_z: Some(11.6779), ..step(if done % 2 == 0 { 8.0 } else { 9.0 }) });
+            reporter.step(
+                done,
+                &StepRecord { ln_z: Some(11.6779), ..step(if done % 2 == 0 { 8.0 } else { 9.0 }) },
+            );
         }
         reporter.epoch_finished(1);
         reporter.evaluation(&knn());
@@ -253,7 +265,10 @@ mod tests {
 
     #[test]
     fn small_rates_keep_their_digits() {
-        assert_eq!([0.03, 0.003, 0.00012, 1e-9, 0.0, 1.0].map(short), ["0.03", "0.003", "0.00012", "1.00e-9", "0", "1"]);
+        assert_eq!(
+            [0.03, 0.003, 0.00012, 1e-9, 0.0, 1.0].map(short),
+            ["0.03", "0.003", "0.00012", "1.00e-9", "0", "1"]
+        );
     }
 
     /// A pipe whose reader has gone away.

@@ -22,7 +22,8 @@ impl TerminalReporter {
     fn with_target(colour: bool, target: fn() -> ProgressDrawTarget) -> Self {
         let bar = if colour { "{wide_bar:.cyan/240}" } else { "{wide_bar}" };
         let template = format!("{{prefix}} {bar} {{pos}}/{{len}}  {{msg}}");
-        let style = ProgressStyle::with_template(&template).expect("the template is valid").progress_chars("━╸─");
+        let style =
+            ProgressStyle::with_template(&template).expect("the template is valid").progress_chars("━╸─");
         TerminalReporter { bar: None, style, target, epoch: Epoch::default() }
     }
 
@@ -142,14 +143,23 @@ mod tests {
 
     fn watch(colour: bool) -> String {
         SENT.take();
-        let mut reporter = TerminalReporter::with_target(colour, || ProgressDrawTarget::term_like(Box::new(Screen)));
+        let mut reporter =
+            TerminalReporter::with_target(colour, || ProgressDrawTarget::term_like(Box::new(Screen)));
         reporter.message("hello");
         reporter.epoch_started(EpochStart { epoch: 2, epochs: 9, batches: 4, batches_done: 1 });
         for done in 2..=4 {
-            reporter.step(done, &StepRecord { loss: 5.0, images_per_s: 152.0, step_ms: 10.0, ..Default::default() });
+            reporter.step(
+                done,
+                &StepRecord { loss: 5.0, images_per_s: 152.0, step_ms: 10.0, ..Default::default() },
+            );
         }
         reporter.epoch_finished(2);
-        reporter.evaluation(&EvalRecord { epoch: 2, metric: "nn_top1".into(), value: 30.0, ..Default::default() });
+        reporter.evaluation(&EvalRecord {
+            epoch: 2,
+            metric: "nn_top1".into(),
+            value: 30.0,
+            ..Default::default()
+        });
         drop(reporter);
         SENT.take()
     }
@@ -158,7 +168,9 @@ mod tests {
     fn a_bar_is_drawn_and_replaced_by_a_line() {
         let text = watch(false);
         assert!(text.starts_with("hello"), "{text:?}");
-        for part in ["epoch 3/9 ━", " 1/4", "epoch 3/9  loss 5.0000  152 images/s  data wait 0 %", "nn_top1 30.00 %"] {
+        for part in
+            ["epoch 3/9 ━", " 1/4", "epoch 3/9  loss 5.0000  152 images/s  data wait 0 %", "nn_top1 30.00 %"]
+        {
             assert!(text.contains(part), "{part}: {text:?}");
         }
     }
