@@ -268,3 +268,34 @@ pub(super) fn spawn(shared: Arc<Shared>, number: usize) -> Result<JoinHandle<()>
     let thread = std::thread::Builder::new().name(format!("loader-{number}"));
     thread.spawn(work).map_err(|source| Error::io(".", "start a loader thread", source))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::augment::TestTransform;
+
+    struct Nothing;
+
+    impl ImageSource for Nothing {
+        fn len(&self) -> usize {
+            4
+        }
+
+        fn load(&self, _index: usize) -> Result<image::RgbImage> {
+            Ok(image::RgbImage::new(2, 2))
+        }
+
+        fn name(&self, _index: usize) -> std::borrow::Cow<'_, str> {
+            "nothing".into()
+        }
+    }
+
+    #[test]
+    fn workers_that_are_gone_are_an_error_and_not_a_hang() {
+        let view = View::Test { transform: TestTransform::cifar(2) };
+        let shared = Shared::new(Arc::new(Nothing), view, vec![0, 1, 2, 3], 2, 1, 1);
+        drop(Farewell(&shared));
+        assert!(matches!(shared.take(), Some(Err(Error::Worker { .. }))));
+        assert!(shared.take().is_none());
+    }
+}

@@ -208,20 +208,15 @@ fn workers_stay_within_the_prefetch() {
     let images = Arc::new(source(500));
     let options = LoaderOptions { workers: 2, prefetch: 3 };
     let mut loader = Loader::new(images.clone(), plain(), all(500), 10, options).unwrap();
-    for taken in 1..=3 {
-        let batch = loader.next().unwrap().unwrap();
-        std::thread::sleep(Duration::from_millis(50));
-        let loaded = images.loaded.load(Ordering::Relaxed);
-        assert!(loaded <= (taken + 3) * 10, "{loaded} images decoded with {taken} batches taken");
-        let address = batch.pixels.as_ptr();
-        loader.recycle(batch);
-        if taken == 1 {
-            // The batch that is begun next lives in the recycled memory: two are ready, then that one.
-            let later: Vec<_> = (0..4).map(|_| loader.next().unwrap().unwrap()).collect();
-            assert!(later.iter().any(|batch| batch.pixels.as_ptr() == address));
-            return;
-        }
-    }
+    let first = loader.next().unwrap().unwrap();
+    std::thread::sleep(Duration::from_millis(50));
+    let loaded = images.loaded.load(Ordering::Relaxed);
+    assert!(loaded <= 40, "{loaded} images decoded with one batch taken");
+    // One of the next batches that are begun lives in the recycled memory.
+    let address = first.pixels.as_ptr();
+    loader.recycle(first);
+    let later: Vec<_> = (0..5).map(|_| loader.next().unwrap().unwrap()).collect();
+    assert!(later.iter().any(|batch| batch.pixels.as_ptr() == address));
 }
 
 #[test]
