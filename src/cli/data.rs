@@ -32,8 +32,9 @@ pub fn run(arguments: Arguments) -> Result<()> {
     let options = OpenOptions { test_path: arguments.test_data.clone(), ..OpenOptions::default() };
     let splits = detect::open(&arguments.data, arguments.data_format, &options)?;
     let named = std::iter::once(("train", &splits.train)).chain(splits.test.as_ref().map(|test| ("test", test)));
-    let reports: Vec<_> =
-        named.map(|(name, split)| (name, scan_with_progress(split, arguments.workers))).collect();
+    let reports: Vec<_> = named
+        .map(|(name, split)| Ok((name, scan_with_progress(split, arguments.workers)?)))
+        .collect::<Result<_>>()?;
     if arguments.json {
         let mut object = serde_json::Map::new();
         object.insert("format".into(), splits.format.to_string().into());

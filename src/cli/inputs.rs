@@ -1,11 +1,12 @@
 //! What several commands do with their arguments: opening data, scanning it, choosing a preset, progress bars.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::config::Preset;
 use crate::data::dataset::Dataset;
+use crate::data::detect::DataFormat;
 use crate::data::scan::{ScanReport, scan};
 use crate::error::{Error, Result};
 
@@ -24,11 +25,25 @@ pub fn bar(total: usize, what: &'static str) -> ProgressBar {
 }
 
 /// Decodes every image once, in parallel, and says what was found.
-pub fn scan_with_progress(dataset: &Dataset, threads: usize) -> ScanReport {
+///
+/// # Errors
+/// If the threads cannot be started; an unreadable image is part of the report.
+pub fn scan_with_progress(dataset: &Dataset, threads: usize) -> Result<ScanReport> {
     let bar = bar(dataset.len(), "reading images");
     let report = scan(dataset, &|done| bar.set_position(done as u64), threads);
     bar.finish_and_clear();
     report
+}
+
+/// A data path as a configuration keeps it: absolute, so that the run can be repeated from any folder.
+///
+/// # Errors
+/// If the current folder cannot be told.
+pub fn stored_path(data: &Path, format: DataFormat) -> Result<PathBuf> {
+    if format == DataFormat::Synthetic {
+        return Ok(data.to_owned());
+    }
+    std::path::absolute(data).map_err(|e| Error::io(data, "make absolute", e))
 }
 
 /// Number of images looked at to choose a preset.

@@ -2,15 +2,15 @@
 
 use std::path::{Path, PathBuf};
 
-use super::inputs::{bar, data_name, preset_for, scan_with_progress};
+use super::inputs::{bar, data_name, preset_for, scan_with_progress, stored_path};
 use super::settings::Settings;
 use super::{eval, say};
 use crate::checkpoint::atomic;
 use crate::checkpoint::run_folder::{self, RunFolder};
 use crate::checkpoint::signals::Interrupt;
 use crate::config::{BankInit, Monitor, ObjectiveKind, Preset, TrainConfig, name_of, read_layer};
-use crate::data::dataset::Splits;
-use crate::data::detect::{self, OpenOptions};
+use crate::data::dataset::{Dataset, Splits};
+use crate::data::detect::{self, DataFormat, OpenOptions};
 use crate::error::{Error, Result};
 use crate::model::Encoder;
 use crate::report::{MetricsWriter, curves, metrics, Reporter, SilentReporter, progress};
@@ -106,7 +106,10 @@ fn fresh(arguments: &Arguments) -> Result<()> {
         }
         (given, _, _) => given,
     };
-    let splits = detect::open(&data, format, &OpenOptions { seed, test_path, ..OpenOptions::default() })?;
+    // The index is written while the files are listed, before there is a run folder to keep it in.
+    let index = tempfile::tempdir().map_err(|e| Error::io(std::env::temp_dir(), "create a folder", e))?;
+    let index_dir = Some(index.path().to_owned());
+    let splits = detect::open(&data, format, &OpenOptions { seed, test_path, index_dir, ..OpenOptions::default() })?;
     let preset = match arguments.preset {
         Some(preset) => preset,
         None => preset_for(&splits.train)?,
@@ -115,7 +118,7 @@ fn fresh(arguments: &Arguments) -> Result<()> {
     for key in ["data", "data-format"] {
         file.remove(key);
     }
-    let stored_path = detect::stored_path(&data)?;
+    let stored_path = stored_path(&data, splits.format)?;
     let config = TrainConfig::resolve(preset, &stored_path, splits.format, &[("--config", file), ("flags", flags)])?;
     set_threads(config.threads)?;
     let device = config.device.resolve()?;
@@ -143,7 +146,7 @@ fn fresh(arguments: &Arguments) -> Result<()> {
     };
     folder.write_text(run_folder::CONFIG, &config.to_toml()?)?;
     write_manifest(&folder, &splits, &identity)?;
-    splits.save_index(folder.path())?;
+    keep_index(index.path(), &folder)?;
     let embedding = bar(if config.bank_init == BankInit::Features { n } else { 0 }, "filling the bank");
     let state = start::fresh_state(&config, &splits, encoder, &mut |done| embedding.set_position(done as u64))?;
     embedding.finish_and_clear();
@@ -163,7 +166,7 @@ fn resume(path: &Path, arguments: &Arguments) -> Result<()> {
     }
     let mut flags = arguments.settings.layer()?;
     if let Some(data) = &arguments.data {
-        let stored = detect::stored_path(data)?;
+        let stored = stored_path(data, found.saved.config.data_format)?;
         flags.insert("data".into(), toml::Value::try_from(stored).map_err(|e| Error::usage(e.to_string()))?);
     }
     let config = start::resumed_config(&found, &flags)?;
@@ -179,6 +182,7 @@ fn resume(path: &Path, arguments: &Arguments) -> Result<()> {
         seed: config.seed,
         test_path: config.test_data.clone(),
         index_dir: (!moved).then(|| folder.path().to_owned()),
+        accept_changes: arguments.accept_changed_data,
         ..OpenOptions::default()
     };
     let mut splits = detect::open(&config.data, Some(config.data_format), &options)?;
@@ -246,21 +250,29 @@ fn go(arguments: &Arguments, parts: Parts) -> Result<()> {
     Ok(())
 }
 
+/// Moves the file index of the data into the run folder, where a resumed run checks it instead of listing anew.
+fn keep_index(written: &Path, folder: &RunFolder) -> Result<()> {
+    let io = |e| Error::io(written, "keep the file index", e);
+    for entry in std::fs::read_dir(written).map_err(io)? {
+        let entry = entry.map_err(io)?;
+        std::fs::copy(entry.path(), folder.path().join(entry.file_name())).map_err(io)?;
+    }
+    Ok(())
+}
+
 /// The splits without unreadable images, or the list of them as an error.
 fn checked(splits: Splits, config: &TrainConfig) -> Result<Splits> {
-    let check = |split: crate::data::dataset::Dataset| {
-        if !split.source().can_be_unreadable() {
+    let check = |split: Dataset| {
+        // The other layouts hold pixels, which are checked when they are opened.
+        if !matches!(split.format(), DataFormat::Folder | DataFormat::Flat | DataFormat::List) {
             return Ok(split);
         }
-        let unreadable = scan_with_progress(&split, config.threads).unreadable;
-        if unreadable.is_empty() {
-            return Ok(split);
+        let report = scan_with_progress(&split, config.threads)?;
+        match report.unreadable_error() {
+            None => Ok(split),
+            Some(error) if !config.quarantine => Err(error),
+            Some(_) => split.with_quarantine(&report.unreadable_indices()),
         }
-        if !config.quarantine {
-            let unreadable = unreadable.into_iter().map(|u| (u.name, u.reason)).collect();
-            return Err(Error::Unreadable { total: split.len(), unreadable });
-        }
-        split.with_quarantine(&unreadable.iter().map(|u| u.index).collect::<Vec<_>>())
     };
     Ok(Splits { train: check(splits.train)?, test: splits.test.map(check).transpose()?, ..splits })
 }
@@ -304,7 +316,7 @@ fn describe(config: &TrainConfig, splits: &Splits, run: &Path) -> String {
 
 /// What the data was, for people and tools.
 fn write_manifest(folder: &RunFolder, splits: &Splits, identity: &DataIdentity) -> Result<()> {
-    let names = |split: &crate::data::dataset::Dataset| -> Vec<String> {
+    let names = |split: &Dataset| -> Vec<String> {
         split.quarantined().iter().map(|&i| split.name(i as usize).into_owned()).collect()
     };
     let manifest = serde_json::json!({
