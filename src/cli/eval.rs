@@ -13,8 +13,8 @@ use crate::data::dataset::{Dataset, Splits};
 use crate::data::detect::{self, DataFormat, OpenOptions};
 use crate::error::{Error, Result};
 use crate::eval::features::{Input, embed_all};
-use crate::eval::knn::Neighbors;
-use crate::eval::monitor::{self, Accuracy, Queries};
+use crate::eval::knn::{GridCell, Neighbors};
+use crate::eval::monitor::{self, Queries};
 use crate::model::Encoder;
 use crate::model::device::DeviceChoice;
 use crate::report::contact_sheet::{self, Tile, contact_sheet};
@@ -87,10 +87,11 @@ pub struct Request {
 }
 
 impl Request {
-    /// The test of `train --resume CHECKPOINT --evaluate`, as published: K = 200, T of the checkpoint, both banks.
+    /// The test of `train --resume CHECKPOINT --evaluate`: k = 200 and T of the checkpoint as published, against both
+    /// banks. Of the training flags those that mean something here are taken, the others passed over, as published.
     ///
     /// # Errors
-    /// If a flag among `settings` has no meaning for a test.
+    /// If a value cannot be taken over.
     pub fn of(checkpoint: &Path, data: Option<PathBuf>, settings: &Settings) -> Result<Self> {
         let mut flags = settings.layer()?;
         let mut take = |key: &str| flags.remove(key);
@@ -187,10 +188,10 @@ pub fn evaluate(request: &Request) -> Result<()> {
             continue;
         };
         let neighbors = monitor::search(queries, &bank, &splits.train, largest);
-        for Accuracy { k, temperature, top1, top5 } in
+        for GridCell { k, temperature, accuracy } in
             monitor::accuracies(&neighbors, queries, &splits.train, &request.ks, &temperatures)
         {
-            rows.push(Row { bank: source, k, temperature, top1, top5 });
+            rows.push(Row { bank: source, k, temperature, top1: accuracy.top1, top5: accuracy.top5 });
         }
         drawn = Some(neighbors);
     }
@@ -327,7 +328,7 @@ fn draw(path: &Path, splits: &Splits, queries: &Queries, neighbors: &Neighbors) 
     for j in 0..PICTURE_ROWS.min(n) {
         let q = j * n / PICTURE_ROWS.min(n);
         let mut row = vec![Tile { image: asked.load(queries.indices[q] as usize)?, frame: None }];
-        for &i in neighbors.indices(q).iter().take(PICTURE_NEIGHBORS) {
+        for &i in neighbors.of(q).0.iter().take(PICTURE_NEIGHBORS) {
             let same = splits.train.label(i as usize) == Some(queries.labels[q]);
             let frame = Some(if same { contact_sheet::SAME } else { contact_sheet::OTHER });
             row.push(Tile { image: splits.train.load(i as usize)?, frame });

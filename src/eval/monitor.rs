@@ -5,7 +5,7 @@
 //! with alignment and uniformity (Wang & Isola 2020).
 
 use super::features::{Input, embed_all, embed_each};
-use super::knn::{self, Neighbors, SearchOptions};
+use super::knn::{self, GridCell, Neighbors, SearchOptions};
 use crate::bank::MemoryBank;
 use crate::data::augment::TrainTransform;
 use crate::data::dataset::{Dataset, Splits};
@@ -13,19 +13,6 @@ use crate::data::loader::View;
 use crate::error::Result;
 use crate::model::Encoder;
 use crate::rng::Purpose;
-
-/// Accuracy of weighted kNN, as fractions.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Accuracy {
-    /// k, neighbours that voted.
-    pub k: usize,
-    /// T of the vote.
-    pub temperature: f64,
-    /// Share of queries whose best class is right.
-    pub top1: f64,
-    /// Share of queries whose five best classes hold the right one.
-    pub top5: f64,
-}
 
 /// Measures that need no label.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -93,8 +80,8 @@ pub fn queries(
 
 /// The `k` rows of `bank` nearest to each query; rows of quarantined images are passed over.
 pub fn search(queries: &Queries, bank: &MemoryBank, train: &Dataset, k: usize) -> Neighbors {
-    let options = SearchOptions { exclude: queries.own_rows.as_deref(), excluded_rows: train.quarantined() };
-    knn::nearest(&queries.features, bank.rows(), bank.dim(), k, &options)
+    let options = SearchOptions { own_rows: queries.own_rows.as_deref(), excluded_rows: train.quarantined() };
+    knn::nearest(&queries.features, bank.rows(), bank.dim(), k, options)
 }
 
 /// Weighted kNN for every pair of `ks` and `temperatures` from one search; k beyond the rows there are is cut.
@@ -107,18 +94,10 @@ pub fn accuracies(
     train: &Dataset,
     ks: &[usize],
     temperatures: &[f64],
-) -> Vec<Accuracy> {
+) -> Vec<GridCell> {
     let labels = train.labels().expect("kNN accuracy needs the labels of the training images");
-    let mut table = Vec::new();
-    for &k in ks {
-        let k = k.min(neighbors.k());
-        for &temperature in temperatures {
-            let (top1, top5) =
-                knn::accuracy(neighbors, labels, train.n_classes(), k, temperature, &queries.labels);
-            table.push(Accuracy { k, temperature, top1, top5 });
-        }
-    }
-    table
+    let ks: Vec<usize> = ks.iter().map(|&k| k.min(neighbors.k)).collect();
+    knn::grid(neighbors, labels, train.n_classes(), &queries.labels, &ks, temperatures)
 }
 
 /// Measures how well second augmented views find their own rows; see [`LabelFree`].
@@ -141,9 +120,9 @@ pub fn label_free(
         features.extend_from_slice(&rows);
         Ok(())
     })?;
-    let options = SearchOptions { exclude: None, excluded_rows: train.quarantined() };
-    let nearest = knn::nearest(&features, bank.rows(), bank.dim(), 1, &options);
-    let own = indices.iter().enumerate().filter(|&(q, &i)| nearest.indices(q)[0] == i).count();
+    let options = SearchOptions { own_rows: None, excluded_rows: train.quarantined() };
+    let nearest = knn::nearest(&features, bank.rows(), bank.dim(), 1, options);
+    let own = nearest.indices.iter().zip(&indices).filter(|(found, own)| found == own).count();
     let dim = bank.dim();
     let alignment = indices
         .iter()

@@ -14,7 +14,8 @@ use crate::data::dataset::Splits;
 use crate::data::loader::{Loader, View, epoch_order};
 use crate::error::{Error, Result};
 use crate::eval::features::Input;
-use crate::eval::monitor::{self, Accuracy};
+use crate::eval::knn::GridCell;
+use crate::eval::monitor;
 use crate::model::Gradients;
 use crate::optim;
 use crate::report::{EpochStart, EvalRecord, MetricsWriter, Reporter, StepRecord};
@@ -178,7 +179,7 @@ impl Session<'_> {
             .collect();
             self.state.progress.step += 1;
             self.state.progress.images_seen += images as u64;
-            self.state.progress.ln_z = self.state.normalizer.current();
+            self.state.progress.ln_z = self.state.normalizer.ln_z;
             record.step = self.state.progress.step;
             record.step_ms = milliseconds(started.elapsed());
             record.images_per_s = images as f64 / started.elapsed().as_secs_f64();
@@ -244,8 +245,8 @@ impl Session<'_> {
                 // One search answers both: the nearest row is the first of the k.
                 let mut ks = vec![1, k];
                 ks.dedup();
-                for accuracy in monitor::accuracies(&neighbors, &queries, train, &ks, &[config.temperature]) {
-                    records.extend(accuracy_records(epoch, &accuracy));
+                for cell in monitor::accuracies(&neighbors, &queries, train, &ks, &[config.temperature]) {
+                    records.extend(accuracy_records(epoch, &cell));
                 }
                 records.iter().rev().find(|record| record.metric.ends_with("_top1")).map(|record| record.value)
             }
@@ -305,11 +306,11 @@ impl Session<'_> {
 }
 
 /// Top-1 and top-5 of one accuracy: `nn_...` for the nearest row alone, `knn_...` for a vote.
-fn accuracy_records(epoch: u64, accuracy: &Accuracy) -> [EvalRecord; 2] {
-    let prefix = if accuracy.k == 1 { "nn" } else { "knn" };
-    [("top5", accuracy.top5), ("top1", accuracy.top1)].map(|(rank, share)| EvalRecord {
-        k: Some(accuracy.k as u64),
-        temperature: Some(accuracy.temperature),
+fn accuracy_records(epoch: u64, cell: &GridCell) -> [EvalRecord; 2] {
+    let prefix = if cell.k == 1 { "nn" } else { "knn" };
+    [("top5", cell.accuracy.top5), ("top1", cell.accuracy.top1)].map(|(rank, share)| EvalRecord {
+        k: Some(cell.k as u64),
+        temperature: Some(cell.temperature),
         ..live_record(epoch, &format!("{prefix}_{rank}"), 100.0 * share)
     })
 }

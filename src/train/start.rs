@@ -166,7 +166,7 @@ pub fn fresh_state(
         sgd: Sgd::new(encoder.parameters(), config.momentum, config.weight_decay),
         encoder,
         bank,
-        normalizer: Normalizer::new(config.normalizer.0),
+        normalizer: Normalizer::new(config.normalizer.0, train.len(), config.embed_dim, config.temperature),
         progress: Progress { epoch: config.start_epoch, seed: config.seed, ..Progress::default() },
     })
 }

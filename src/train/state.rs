@@ -146,7 +146,7 @@ pub fn load(checkpoint: &Checkpoint, saved: &Saved, config: &TrainConfig, device
             format!("{} × {}", bank.len(), bank.dim()),
         ));
     }
-    let normalizer = Normalizer::resume(config.normalizer.0, saved.progress.ln_z);
+    let normalizer = Normalizer { mode: config.normalizer.0, ln_z: saved.progress.ln_z };
     Ok(TrainState { encoder, sgd, bank, normalizer, progress: saved.progress.clone() })
 }
 

@@ -78,7 +78,7 @@ impl Objective {
             ObjectiveKind::Softmax => softmax::full(features, bank, indices, self.temperature, &self.excluded_rows),
             ObjectiveKind::SampledSoftmax => softmax::sampled(features, bank, indices, &negatives, self.temperature),
             ObjectiveKind::Nce => {
-                if normalizer.wants_estimate() {
+                if normalizer.needs_estimate() {
                     let estimate = estimate_ln_z(
                         features,
                         bank,
@@ -90,7 +90,7 @@ impl Objective {
                     );
                     normalizer.update(estimate);
                 }
-                let ln_z = normalizer.ln_z(bank.len(), bank.dim(), self.temperature);
+                let ln_z = normalizer.ln_z.expect("an estimate was just made where one was needed");
                 nce::loss(features, bank, indices, &negatives, self.temperature, ln_z, &self.noise)
             }
         };
