@@ -78,7 +78,7 @@ pub enum Error {
         /// The offending value.
         loss: f64,
         /// Epoch, counted from 0.
-        epoch: usize,
+        epoch: u64,
         /// Optimiser step since the start of the run.
         step: u64,
         /// Names of the batch's images.

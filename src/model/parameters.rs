@@ -62,6 +62,12 @@ impl Parameters {
         self.trainable().map(|entry| entry.tensor.numel()).sum()
     }
 
+    /// The name of the first tensor that holds a NaN or an infinity, if any does.
+    pub fn first_non_finite(&self) -> Option<&str> {
+        let finite = |entry: &&Entry| bool::try_from(no_grad(|| entry.tensor.isfinite().all())).unwrap_or(false);
+        self.entries.iter().find(|entry| !finite(entry)).map(|entry| entry.name.as_str())
+    }
+
     /// Copies a whole state in; any device and strides. All or nothing: the state is checked before the first copy.
     ///
     /// # Errors
