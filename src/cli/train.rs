@@ -97,6 +97,8 @@ fn fresh(arguments: &Arguments) -> Result<()> {
             });
         }
     };
+    // Listing files uses the same threads as training, so their number is settled first.
+    set_threads(layered(&flags, &file, "threads").and_then(toml::Value::as_integer).unwrap_or(0) as usize)?;
     let seed = layered(&flags, &file, "seed").and_then(toml::Value::as_integer).unwrap_or(0) as u64;
     let test_path = layered(&flags, &file, "test-data").and_then(toml::Value::as_str).map(PathBuf::from);
     // A format in the configuration belongs to the data named there.
@@ -120,7 +122,6 @@ fn fresh(arguments: &Arguments) -> Result<()> {
     }
     let stored_path = stored_path(&data, splits.format)?;
     let config = TrainConfig::resolve(preset, &stored_path, splits.format, &[("--config", file), ("flags", flags)])?;
-    set_threads(config.threads)?;
     let device = config.device.resolve()?;
     let config = TrainConfig { precision: config.precision.resolve(device).into(), ..config };
     for note in &splits.notes {
