@@ -29,7 +29,8 @@ impl Files {
             let extension = path.extension().and_then(|extension| extension.to_str()).unwrap_or_default();
             ["jpg", "jpeg", "png", "webp", "bmp"].contains(&extension.to_lowercase().as_str())
         };
-        let files = walkdir::WalkDir::new(folder).sort_by_file_name().into_iter().filter_map(|entry| entry.ok());
+        let files =
+            walkdir::WalkDir::new(folder).sort_by_file_name().into_iter().filter_map(|entry| entry.ok());
         Files { paths: files.map(|entry| entry.into_path()).filter(|path| is_image(path)).collect() }
     }
 }
@@ -42,7 +43,9 @@ impl ImageSource for Files {
     fn load(&self, index: usize) -> Result<RgbImage> {
         match image::open(&self.paths[index]) {
             Ok(image) => Ok(image.to_rgb8()),
-            Err(error) => Err(Error::Image { image: self.name(index).into_owned(), reason: error.to_string() }),
+            Err(error) => {
+                Err(Error::Image { image: self.name(index).into_owned(), reason: error.to_string() })
+            }
         }
     }
 
@@ -84,7 +87,8 @@ fn main() -> Result<()> {
     let mut scratch = Scratch::default();
     let mut pixels = vec![0; size as usize * size as usize * 3];
     let mut values = vec![0.0; pixels.len()];
-    let (mut images, mut decode, mut augment, mut tensor) = (0u64, Duration::ZERO, Duration::ZERO, Duration::ZERO);
+    let (mut images, mut decode, mut augment, mut tensor) =
+        (0u64, Duration::ZERO, Duration::ZERO, Duration::ZERO);
     // The first pass brings the files into memory and is not measured.
     for &index in &order {
         source.load(index as usize)?;

@@ -1,5 +1,7 @@
 //! Transforms with fixed parameters against what torchvision makes of PIL images (tests/fixtures/augment/make.py).
 
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test, which prints the largest differences")]
+
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -69,7 +71,8 @@ fn run(case: &Case, input: &RgbImage, scratch: &mut Scratch) -> Vec<u8> {
             out
         }
         "test" => {
-            let transform = TestTransform { size: case.size.unwrap(), resize_short: case.resize_short.unwrap() };
+            let transform =
+                TestTransform { size: case.size.unwrap(), resize_short: case.resize_short.unwrap() };
             let mut out = view(transform.size);
             transform.apply(input, scratch, &mut out);
             out
@@ -121,7 +124,8 @@ fn transforms_equal_torchvision_on_pil_images() {
 fn normalisation_equals_torchvision_bit_for_bit() {
     let pixels = fixture("pixels.safetensors");
     let tensors = SafeTensors::deserialize(&pixels).unwrap();
-    for (name, normalization) in [("cifar", Normalization::cifar()), ("imagenet", Normalization::imagenet())] {
+    for (name, normalization) in [("cifar", Normalization::cifar()), ("imagenet", Normalization::imagenet())]
+    {
         let expected = tensors.tensor(&format!("normalize_{name}")).unwrap();
         let expected: Vec<u32> =
             expected.data().as_chunks::<4>().0.iter().map(|bytes| u32::from_le_bytes(*bytes)).collect();
@@ -129,7 +133,13 @@ fn normalisation_equals_torchvision_bit_for_bit() {
         let mut out = vec![0.0; levels.len()];
         normalization.table().normalize_into(&levels, &mut out);
         for (i, value) in out.iter().enumerate() {
-            assert_eq!(value.to_bits(), expected[i % 3 * 256 + i / 3], "{name}: level {}, channel {}", i / 3, i % 3);
+            assert_eq!(
+                value.to_bits(),
+                expected[i % 3 * 256 + i / 3],
+                "{name}: level {}, channel {}",
+                i / 3,
+                i % 3
+            );
         }
     }
 }

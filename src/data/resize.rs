@@ -51,10 +51,10 @@ pub struct Resizer {
     columns: Taps,
     rows: Taps,
     /// Pixels between the two passes: the input rows that are needed at the output's
-    /// width, or the input columns that are needed at its height and a byte to spare.
+    /// width, or the input columns that are needed at its height.
     between: Vec<u8>,
-    /// A copy of an image's last row with a byte to spare.
-    last_row: Vec<u8>,
+    /// One input row.
+    line: Vec<[u8; 4]>,
 }
 
 impl Resizer {
@@ -72,7 +72,11 @@ impl Resizer {
         window: Crop,
         out: &mut [u8],
     ) {
-        assert!(crop.is_within(image.width(), image.height()), "{crop:?} of a {:?} image", image.dimensions());
+        assert!(
+            crop.is_within(image.width(), image.height()),
+            "{crop:?} of a {:?} image",
+            image.dimensions()
+        );
         assert!(window.is_within(width, height), "{window:?} of {width}x{height} pixels");
         let row_bytes = window.width as usize * 3;
         assert_eq!(out.len(), window.height as usize * row_bytes, "output length");
@@ -95,29 +99,17 @@ impl Resizer {
         if vertical_first(crop, width, height) {
             let needed = self.columns.inputs();
             let between_bytes = needed.len() * 3;
-            self.between.resize(window.height as usize * between_bytes + 1, 0);
-            let between = self.between.split_last_mut().map_or(&mut [][..], |(_, between)| between);
-            vertical(&source[needed.start * 3..], stride, &self.rows, 0, between_bytes, between);
-            for (row, out) in out.chunks_exact_mut(row_bytes).enumerate() {
-                let row = &self.between[row * between_bytes..=(row + 1) * between_bytes];
-                horizontal(row, &self.columns, needed.start, out);
+            self.between.resize(window.height as usize * between_bytes, 0);
+            vertical(&source[needed.start * 3..], stride, &self.rows, 0, between_bytes, &mut self.between);
+            for (row, out) in self.between.chunks_exact(between_bytes).zip(out.chunks_exact_mut(row_bytes)) {
+                horizontal(row, &self.columns, needed.start, &mut self.line, out);
             }
         } else {
             let needed = self.rows.inputs();
             self.between.resize(needed.len() * row_bytes, 0);
-            let crop_bytes = crop.width as usize * 3;
             for (row, out) in needed.clone().zip(self.between.chunks_exact_mut(row_bytes)) {
-                let row = &source[row * stride..];
-                // Pixels are read four bytes at a time; only the image's very last one has no fourth byte.
-                let row = if row.len() > crop_bytes {
-                    row
-                } else {
-                    self.last_row.clear();
-                    self.last_row.extend_from_slice(row);
-                    self.last_row.push(0);
-                    &self.last_row
-                };
-                horizontal(row, &self.columns, 0, out);
+                let row = &source[row * stride..][..crop.width as usize * 3];
+                horizontal(row, &self.columns, 0, &mut self.line, out);
             }
             vertical(&self.between, row_bytes, &self.rows, needed.start, row_bytes, out);
         }
@@ -163,7 +155,8 @@ impl Taps {
                 (1.0 - distance.abs()).max(0.0)
             }));
             let total: f64 = self.exact.iter().sum();
-            let fixed = self.exact.iter().map(|weight| (0.5 + weight / total * f64::from(1 << FRACTION_BITS)) as i32);
+            let fixed =
+                self.exact.iter().map(|weight| (0.5 + weight / total * f64::from(1 << FRACTION_BITS)) as i32);
             let start = self.weights.len();
             self.weights.extend(fixed);
             self.weights.resize(start + self.stride, 0);
@@ -214,24 +207,26 @@ macro_rules! dispatch {
 pub(crate) use dispatch;
 
 dispatch! {
-    /// Resizes one row of RGB pixels, of which input `offset` is the first and a byte to spare follows the last.
-    fn horizontal = horizontal_portable(row: &[u8], columns: &Taps, offset: usize, out: &mut [u8])
+    /// Resizes one row of RGB pixels, of which the first is input `offset`.
+    fn horizontal = horizontal_portable(
+        row: &[u8], columns: &Taps, offset: usize, line: &mut Vec<[u8; 4]>, out: &mut [u8]
+    )
 }
 
 #[inline(always)]
-fn horizontal_portable(row: &[u8], columns: &Taps, offset: usize, out: &mut [u8]) {
-    for ((first, weights), out) in columns.iter().zip(out.chunks_exact_mut(3)) {
-        let source = &row[(first - offset) * 3..=(first - offset + weights.len()) * 3];
+fn horizontal_portable(row: &[u8], columns: &Taps, offset: usize, line: &mut Vec<[u8; 4]>, out: &mut [u8]) {
+    // Four bytes a pixel: so that a pixel is one vector of sums.
+    line.clear();
+    line.extend(row.as_chunks::<3>().0.iter().map(|&[r, g, b]| [r, g, b, 0]));
+    for ((first, weights), out) in columns.iter().zip(out.as_chunks_mut::<3>().0) {
         let mut sums = [HALF; 4];
-        for (tap, weight) in weights.iter().enumerate() {
-            let pixel = &source[tap * 3..tap * 3 + 4];
+        for (pixel, weight) in line[first - offset..][..weights.len()].iter().zip(weights) {
             for (sum, &level) in sums.iter_mut().zip(pixel) {
                 *sum += weight * i32::from(level);
             }
         }
-        for (out, sum) in out.iter_mut().zip(sums) {
-            *out = to_level(sum);
-        }
+        let [r, g, b, _] = sums.map(to_level);
+        *out = [r, g, b];
     }
 }
 
@@ -329,10 +324,11 @@ mod tests {
         let source = image(200, 3);
         let mut taps = Taps::default();
         taps.compute(199, 70, 0..70);
-        let row = &source.as_raw()[..199 * 3 + 1];
+        let row = &source.as_raw()[..199 * 3];
+        let line = &mut Vec::new();
         let (mut fast, mut plain) = (vec![0; 210], vec![0; 210]);
-        horizontal(row, &taps, 0, &mut fast);
-        horizontal_portable(row, &taps, 0, &mut plain);
+        horizontal(row, &taps, 0, line, &mut fast);
+        horizontal_portable(row, &taps, 0, line, &mut plain);
         assert_eq!(fast, plain);
         taps.compute(3, 2, 0..2);
         let (mut fast, mut plain) = (vec![0; 1200], vec![0; 1200]);

@@ -100,7 +100,8 @@ fn draw_jitter(jitter: &Jitter, color: &mut Vec<ColorOp>, rng: &mut impl Rng) {
     for last in (1..order.len()).rev() {
         order.swap(last, below(rng, last as u32 + 1) as usize);
     }
-    let mut factor = |spread: f64| (spread > 0.0).then(|| uniform(((1.0 - spread).max(0.0), 1.0 + spread), rng));
+    let mut factor =
+        |spread: f64| (spread > 0.0).then(|| uniform(((1.0 - spread).max(0.0), 1.0 + spread), rng));
     let brightness = factor(jitter.brightness).map(ColorOp::Brightness);
     let contrast = factor(jitter.contrast).map(ColorOp::Contrast);
     let saturation = factor(jitter.saturation).map(ColorOp::Saturation);
@@ -195,7 +196,8 @@ mod tests {
             let mut orders = std::collections::HashMap::<String, u32>::new();
             let (mut grey, mut flipped, mut hue, mut brightness) = (0, 0, 0.0, 0.0);
             for _ in 0..n {
-                let AugmentParameters { mut color, flip, .. } = AugmentParameters::draw(&transform, 64, 64, &mut rng);
+                let AugmentParameters { mut color, flip, .. } =
+                    AugmentParameters::draw(&transform, 64, 64, &mut rng);
                 let place = color.iter().position(|&op| op == ColorOp::Grayscale);
                 if let Some(place) = place {
                     let expected = if transform.order == ColorOrder::GrayscaleFirst { 0 } else { 4 };

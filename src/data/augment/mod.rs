@@ -6,6 +6,7 @@
 
 mod color;
 mod draw;
+mod hue;
 mod normalize;
 
 use image::RgbImage;

@@ -111,8 +111,12 @@ impl Loader {
         }
         let workers = options.workers.max(1);
         let shared = Arc::new(Shared::new(source, view, order, batch_size, workers, options.prefetch.max(1)));
-        let mut loader =
-            Loader { shared, workers: Vec::with_capacity(workers), wait: Duration::ZERO, last_wait: Duration::ZERO };
+        let mut loader = Loader {
+            shared,
+            workers: Vec::with_capacity(workers),
+            wait: Duration::ZERO,
+            last_wait: Duration::ZERO,
+        };
         for number in 0..workers {
             // An error here drops the loader, which stops the threads already started.
             loader.workers.push(shared::spawn(Arc::clone(&loader.shared), number)?);

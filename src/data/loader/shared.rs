@@ -226,7 +226,9 @@ impl Shared {
             return Err(Error::Image { image, reason: "it has no pixels".into() });
         }
         self.view.apply(index, &image, scratch, view);
-        let count = |counter: &AtomicU64, time: Duration| counter.fetch_add(time.as_nanos() as u64, Ordering::Relaxed);
+        let count = |counter: &AtomicU64, time: Duration| {
+            counter.fetch_add(time.as_nanos() as u64, Ordering::Relaxed)
+        };
         count(&self.decode_ns, decoded - start);
         count(&self.augment_ns, decoded.elapsed());
         self.samples.fetch_add(1, Ordering::Relaxed);

@@ -75,7 +75,10 @@ fn every_index_comes_once_in_order_and_with_its_own_pixels() {
                 let mut seen = Vec::new();
                 while let Some(batch) = loader.next() {
                     let batch = batch.unwrap();
-                    assert!(batch.indices.len() == batch_size || loader.len() == 0, "a short batch is the last");
+                    assert!(
+                        batch.indices.len() == batch_size || loader.len() == 0,
+                        "a short batch is the last"
+                    );
                     assert_eq!(batch.pixels.len(), batch.indices.len() * 4 * 4 * 3);
                     for (index, view) in batch.indices.iter().zip(batch.pixels.chunks_exact(48)) {
                         assert_eq!(view[..2], index.to_le_bytes()[..2]);
@@ -95,11 +98,17 @@ fn every_index_comes_once_in_order_and_with_its_own_pixels() {
 fn the_number_of_workers_changes_no_byte() {
     let bytes = |workers, batch_size, view| -> Vec<u8> {
         let order = epoch_order(&all(101), 3, 0);
-        loader(source(101), view, order, batch_size, workers).flat_map(|batch| batch.unwrap().pixels).collect()
+        loader(source(101), view, order, batch_size, workers)
+            .flat_map(|batch| batch.unwrap().pixels)
+            .collect()
     };
     let expected = bytes(1, 16, train(4, Purpose::Augmentation));
     for (workers, batch_size) in [(2, 16), (3, 16), (7, 16), (2, 5)] {
-        assert_eq!(bytes(workers, batch_size, train(4, Purpose::Augmentation)), expected, "{workers} workers");
+        assert_eq!(
+            bytes(workers, batch_size, train(4, Purpose::Augmentation)),
+            expected,
+            "{workers} workers"
+        );
     }
     assert_ne!(bytes(2, 16, train(5, Purpose::Augmentation)), expected, "another epoch");
     assert_ne!(bytes(2, 16, train(4, Purpose::SecondView)), expected, "the second view");
@@ -124,7 +133,8 @@ fn a_batch_holds_what_its_view_makes_of_each_image() {
 fn the_rest_of_an_epoch_equals_its_end_and_decodes_nothing_else() {
     let order = epoch_order(&all(50), 7, 3);
     let view = train(3, Purpose::Augmentation);
-    let whole: Vec<_> = loader(source(50), view, order.clone(), 8, 2).map(|batch| batch.unwrap().pixels).collect();
+    let whole: Vec<_> =
+        loader(source(50), view, order.clone(), 8, 2).map(|batch| batch.unwrap().pixels).collect();
     let images = Arc::new(source(50));
     let options = LoaderOptions { workers: 2, prefetch: 2 };
     let rest = Loader::new(images.clone(), view, order[3 * 8..].to_vec(), 8, options).unwrap();
@@ -156,9 +166,10 @@ fn a_broken_image_is_an_error_in_its_batch_and_names_the_first() {
     for workers in [1, 2, 5] {
         let images = Source { broken: vec![21, 23, 30], empty: Some(41), ..source(50) };
         let mut loader = loader(images, plain(), all(50), 10, workers);
-        for (number, error) in [None, None, Some("image 21: broken"), Some("image 30: broken"), Some("no pixels")]
-            .into_iter()
-            .enumerate()
+        for (number, error) in
+            [None, None, Some("image 21: broken"), Some("image 30: broken"), Some("no pixels")]
+                .into_iter()
+                .enumerate()
         {
             let batch = loader.next().unwrap();
             match (batch, error) {
