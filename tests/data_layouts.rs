@@ -1,5 +1,7 @@
 //! Layouts on disk, tame and awkward, through `data::open`.
 
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "helpers of tests, too, may panic and print")]
+
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::os::unix::ffi::OsStrExt;

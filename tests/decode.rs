@@ -1,5 +1,7 @@
 //! Decoding against PIL, and against damaged files. The fixtures are written by `fixtures/images/make.py`.
 
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "helpers of tests, too, may panic and print")]
+
 use std::path::{Path, PathBuf};
 
 use image::RgbImage;

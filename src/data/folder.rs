@@ -46,7 +46,7 @@ pub(super) fn open(root: &Path, format: DataFormat, options: &OpenOptions, prefi
             }
         }
     }
-    let train = if found.in_root() < found.len() {
+    let train = if found.in_root() < found.n_files() {
         labelled(&train_root, &found, &mut notes)?
     } else if train_root != root {
         unlabelled(&train_root, format, &found)?
@@ -58,13 +58,13 @@ pub(super) fn open(root: &Path, format: DataFormat, options: &OpenOptions, prefi
         });
     };
 
-    let chosen = tests.iter().position(|(_, found)| found.len() > 0);
+    let chosen = tests.iter().position(|(_, found)| found.n_files() > 0);
     let mut test = None;
     if let Some((name, found)) = chosen.map(|chosen| &tests[chosen]) {
         let path = root.join(name);
         test = Some(if train.labels().is_none() {
             unlabelled(&path, format, found)?
-        } else if found.in_root() == found.len() {
+        } else if found.in_root() == found.n_files() {
             notes.push(format!("{name}/ has no class folders: its images have no labels"));
             unlabelled(&path, format, found)?
         } else {
@@ -72,7 +72,7 @@ pub(super) fn open(root: &Path, format: DataFormat, options: &OpenOptions, prefi
         });
     }
     for (i, (name, found)) in tests.iter().enumerate() {
-        if found.len() == 0 {
+        if found.n_files() == 0 {
             notes.push(format!("{name}/ holds no image"));
         } else if chosen != Some(i) {
             notes.push(format!("val/ is used for testing, {name}/ is not"));
@@ -137,7 +137,7 @@ fn indexed(root: &Path, path: &Path, options: &OpenOptions, notes: &mut Vec<Stri
 }
 
 fn unlabelled(root: &Path, format: DataFormat, found: &Walk) -> Result<Dataset> {
-    if found.len() == 0 {
+    if found.n_files() == 0 {
         return Err(Error::Data {
             path: root.to_owned(),
             reason: "there is no image".into(),
@@ -160,7 +160,7 @@ fn labelled(root: &Path, found: &Walk, notes: &mut Vec<String>) -> Result<Datase
         });
     }
     let mut counts = vec![0usize; classes.len()];
-    let mut labels = Vec::with_capacity(found.len());
+    let mut labels = Vec::with_capacity(found.n_files());
     for dir in &found.dirs {
         let Some(class) = dir.class() else { continue };
         let label = classes.binary_search(&class).unwrap_or_else(|at| at);

@@ -269,7 +269,7 @@ mod tests {
         fs::create_dir(root.path().join("c")).unwrap();
         fs::write(root.path().join("c/4.png"), "").unwrap();
         let Checked::Changed(now, changes) = check(root.path(), index.clone()).unwrap() else { panic!() };
-        assert_eq!(now.len(), 3);
+        assert_eq!(now.n_files(), 3);
         assert_eq!(changes.to_string(), "1 added (c/4.png), 1 removed (a/2.png)");
 
         fs::remove_dir_all(root.path().join("b")).unwrap();

@@ -64,7 +64,7 @@ impl WalkedDir {
 
 impl Walk {
     /// Number of image files.
-    pub fn len(&self) -> usize {
+    pub fn n_files(&self) -> usize {
         self.dirs.iter().map(|dir| dir.ends.len()).sum()
     }
 
