@@ -27,6 +27,8 @@ pub const LAST: &str = "last.ckpt";
 pub const PREVIOUS: &str = "previous.ckpt";
 /// The one the monitor liked best.
 pub const BEST: &str = "best.ckpt";
+/// The training curves.
+pub const CURVES: &str = "curves.svg";
 /// Locked while a process trains here; holds its number.
 pub const LOCK: &str = "lock";
 
@@ -115,7 +117,7 @@ impl RunFolder {
         &self.path
     }
 
-    /// A file in it: [`CONFIG`], [`METRICS`], ...
+    /// The path of a file in it: [`CONFIG`], [`METRICS`], ...
     pub fn file(&self, name: &str) -> PathBuf {
         self.path.join(name)
     }

@@ -198,9 +198,6 @@ mod tests {
     #[test]
     fn both_panels_are_drawn_and_labelled() {
         let svg = curves_svg("cifar10, resnet18 & <NCE>", &run(3900));
-        if let Some(folder) = std::env::var_os("LEMNISCATE_TEST_PICTURES") {
-            std::fs::write(std::path::Path::new(&folder).join("curves.svg"), &svg).unwrap();
-        }
         for part in
             ["<svg", "loss", "accuracy, %", "optimiser step", "knn_top1", "nn_top1", "&amp; &lt;NCE&gt;"]
         {

@@ -1,49 +1,49 @@
 //! The progress bar.
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::metrics::{EvalRecord, StepRecord};
 use super::progress::{Epoch, EpochStart, Reporter, sentence};
 
 /// Draws a bar per epoch on standard error; lines scroll away above it.
 pub struct TerminalReporter {
+    screen: MultiProgress,
     bar: Option<ProgressBar>,
     style: ProgressStyle,
-    target: fn() -> ProgressDrawTarget,
     epoch: Epoch,
 }
 
 impl TerminalReporter {
     /// A reporter on standard error, with or without colour.
     pub fn new(colour: bool) -> Self {
-        Self::with_target(colour, ProgressDrawTarget::stderr)
+        Self::with_target(colour, ProgressDrawTarget::stderr())
     }
 
-    fn with_target(colour: bool, target: fn() -> ProgressDrawTarget) -> Self {
+    fn with_target(colour: bool, target: ProgressDrawTarget) -> Self {
         let bar = if colour { "{wide_bar:.cyan/240}" } else { "{wide_bar}" };
-        let template = format!("{{prefix}} {bar} {{pos}}/{{len}}  {{msg}}");
+        // Two lines: one is too short for it all on a terminal of 80 columns.
+        let template = format!("{{prefix}} {bar} {{pos}}/{{len}}\n{{wide_msg}}");
         let style =
             ProgressStyle::with_template(&template).expect("the template is valid").progress_chars("━╸─");
-        TerminalReporter { bar: None, style, target, epoch: Epoch::default() }
+        let screen = MultiProgress::with_draw_target(target);
+        TerminalReporter { screen, bar: None, style, epoch: Epoch::default() }
     }
 
-    /// Says something above the bar, or instead of it.
+    /// Says something above the bar, or where it will be.
     fn say(&self, text: &str) {
-        match &self.bar {
-            Some(bar) => bar.println(text),
-            // A bar that was never drawn still knows where lines go, and that a closed terminal is no error.
-            None => ProgressBar::with_draw_target(None, (self.target)()).println(text),
-        }
+        // A terminal that was closed is no reason to lose a run.
+        let _ = self.screen.println(text);
     }
 }
 
 impl Reporter for TerminalReporter {
     fn epoch_started(&mut self, start: EpochStart) {
         self.epoch.start(start);
-        let bar = ProgressBar::with_draw_target(Some(start.batches), (self.target)())
+        let bar = ProgressBar::new(start.batches)
             .with_style(self.style.clone())
             .with_prefix(format!("epoch {}/{}", start.epoch + 1, start.epochs))
             .with_position(start.batches_done);
+        let bar = self.screen.add(bar);
         bar.tick();
         self.bar = Some(bar);
     }
@@ -63,6 +63,7 @@ impl Reporter for TerminalReporter {
     fn epoch_finished(&mut self, epoch: u64) {
         if let Some(bar) = self.bar.take() {
             bar.finish_and_clear();
+            self.screen.remove(&bar);
             self.say(&format!("epoch {}/{}  {}", epoch + 1, self.epoch.start.epochs, self.epoch.summary()));
         }
     }
@@ -144,7 +145,7 @@ mod tests {
     fn watch(colour: bool) -> String {
         SENT.take();
         let mut reporter =
-            TerminalReporter::with_target(colour, || ProgressDrawTarget::term_like(Box::new(Screen)));
+            TerminalReporter::with_target(colour, ProgressDrawTarget::term_like(Box::new(Screen)));
         reporter.message("hello");
         reporter.epoch_started(EpochStart { epoch: 2, epochs: 9, batches: 4, batches_done: 1 });
         for done in 2..=4 {
