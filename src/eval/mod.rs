@@ -1,1 +1,3 @@
 //! What the features are worth.
+
+pub mod knn;
