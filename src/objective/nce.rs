@@ -234,8 +234,9 @@ mod tests {
     fn weighs_each_row_by_its_own_noise() {
         let (n, k) = (30, 40);
         let mut case = case(n, 16, 3, k);
-        let weights: Vec<f64> = (0..n).map(|i| if i == 2 { 0.0 } else { 1.0 + i as f64 }).collect();
-        case.negatives.iter_mut().for_each(|j| *j = if *j == 2 { 3 } else { *j });
+        let mut weights: Vec<f64> = (1..=n).map(|i| i as f64).collect();
+        weights[2] = 0.0;
+        case.negatives.iter_mut().for_each(|j| *j = (*j).max(3));
         let total: f64 = weights.iter().sum();
         let noise = Noise::Weighted(AliasTable::new(&weights).unwrap());
         let (loss, gradient) = naive(&case, k, 0.1, 50.0, &|j| weights[j as usize] / total);

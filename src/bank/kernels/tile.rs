@@ -140,7 +140,7 @@ impl Transposed {
     }
 
     /// Takes the rows `tile` `[≤ TILE, dim]`.
-    #[inline(never)]
+    #[inline(always)]
     pub(crate) fn fill(&mut self, tile: &[f32]) {
         let dim = self.dim;
         self.rows = tile.len() / dim;
