@@ -1,5 +1,8 @@
 //! The encoder and its optimiser against PyTorch; `fixtures/model/make.py` wrote what is compared with.
 
+// Helpers of tests may fail as tests do, and the largest differences are there to be read (`--nocapture`).
+#![allow(clippy::unwrap_used, clippy::print_stderr)]
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -41,7 +44,9 @@ impl Fixture {
     fn group(&self, prefix: &str) -> BTreeMap<String, Tensor> {
         self.0
             .iter()
-            .filter_map(|(name, tensor)| Some((name.strip_prefix(prefix)?.to_owned(), tensor.shallow_clone())))
+            .filter_map(|(name, tensor)| {
+                Some((name.strip_prefix(prefix)?.to_owned(), tensor.shallow_clone()))
+            })
             .collect()
     }
 
@@ -145,7 +150,8 @@ fn cifar_resnet50_agrees_with_pytorch() {
 
 #[test]
 fn cifar_resnet18_agrees_with_pytorch_and_so_do_three_steps_of_its_training() {
-    let (fixture, mut encoder) = compare("cifar-resnet18.safetensors", config(Arch::ResNet18, Family::Cifar, 3));
+    let (fixture, mut encoder) =
+        compare("cifar-resnet18.safetensors", config(Arch::ResNet18, Family::Cifar, 3));
     encoder.parameters_mut().load(&fixture.group("state.")).unwrap();
     let (images, seed) = (fixture.images(), fixture.get("seed"));
     let mut sgd = Sgd::new(encoder.parameters(), 0.9, 5e-4);
@@ -172,8 +178,11 @@ fn sgd_follows_pytorchs_bit_for_bit_or_nearly() {
     let fixture = Fixture::open("sgd.safetensors");
     let mut encoder = Encoder::new(config(Arch::ResNet18, Family::Cifar, 1), 0, Device::Cpu);
     let head = || "linear.weight".to_owned();
-    let mut state: BTreeMap<String, Tensor> =
-        encoder.parameters().state().map(|entry| (entry.name.clone(), entry.tensor.detach().copy())).collect();
+    let mut state: BTreeMap<String, Tensor> = encoder
+        .parameters()
+        .state()
+        .map(|entry| (entry.name.clone(), entry.tensor.detach().copy()))
+        .collect();
     state.insert(head(), fixture.get("start").view([8, 8]));
     encoder.parameters_mut().load(&state).unwrap();
     let mut sgd = Sgd::new(encoder.parameters(), 0.9, 5e-4);

@@ -265,7 +265,12 @@ mod tests {
         assert!(encoder.forward(&images(2, 32), Mode::Train).requires_grad());
         let after = state(&encoder);
         for entry in encoder.parameters().state() {
-            assert_eq!(entry.role == Role::Buffer, before[&entry.name] != after[&entry.name], "{}", entry.name);
+            assert_eq!(
+                entry.role == Role::Buffer,
+                before[&entry.name] != after[&entry.name],
+                "{}",
+                entry.name
+            );
         }
         assert_eq!(after["layer4.1.bn2.num_batches_tracked"], [1.0]);
     }
@@ -322,7 +327,8 @@ mod tests {
             if mode == Mode::Train {
                 let seed = Tensor::ones_like(&a) * (&a - 0.3).detach();
                 let (a, b) = (fp32.backward(&a, &seed), bf16.backward(&b, &seed));
-                for ((a, b), entry) in a.tensors().iter().zip(b.tensors()).zip(fp32.parameters().trainable()) {
+                for ((a, b), entry) in a.tensors().iter().zip(b.tensors()).zip(fp32.parameters().trainable())
+                {
                     assert_eq!(b.kind(), Kind::Float);
                     let cosine = Tensor::cosine_similarity(&a.flatten(0, -1), &b.flatten(0, -1), 0, 1e-30);
                     assert!(cosine.double_value(&[]) > 0.8, "{}: {cosine:?}", entry.name);
