@@ -46,11 +46,8 @@ impl Sgd {
         let mut gradients = gradients.into_tensors();
         assert_eq!(gradients.len(), self.buffers.len(), "gradients of another encoder");
         assert_eq!(parameters.trainable().count(), self.buffers.len(), "parameters of another encoder");
-        let rates = Rates {
-            momentum: self.momentum as f32,
-            weight_decay: self.weight_decay as f32,
-            lr: lr as f32,
-        };
+        let rates =
+            Rates { momentum: self.momentum as f32, weight_decay: self.weight_decay as f32, lr: lr as f32 };
         let mut tasks = Vec::new();
         for ((entry, gradient), (name, buffer)) in
             parameters.trainable_mut().zip(&mut gradients).zip(&mut self.buffers)
@@ -70,9 +67,8 @@ impl Sgd {
             // the gradient, `new` the buffer. The exclusive borrows of the encoder's parameters and of `self`
             // keep others from using their handles until the last task is done, and no libtorch operation
             // touches them meanwhile.
-            let (p, g, b) = unsafe {
-                (dense_f32_mut(&mut entry.tensor), dense_f32(gradient), dense_f32_mut(buffer))
-            };
+            let (p, g, b) =
+                unsafe { (dense_f32_mut(&mut entry.tensor), dense_f32(gradient), dense_f32_mut(buffer)) };
             tasks.extend(
                 p.chunks_mut(CHUNK)
                     .zip(g.chunks(CHUNK))
@@ -168,11 +164,8 @@ mod tests {
                     *b = momentum * *b + f64::from(g) + weight_decay * *p;
                     *p -= lr * *b;
                 }
-                let rates = Rates {
-                    momentum: momentum as f32,
-                    weight_decay: weight_decay as f32,
-                    lr: lr as f32,
-                };
+                let rates =
+                    Rates { momentum: momentum as f32, weight_decay: weight_decay as f32, lr: lr as f32 };
                 step_with_tensor_ops(p, gradient, b, rates);
             }
             sgd.step(encoder.parameters_mut(), Gradients::from_tensors(gradients), lr);

@@ -1,10 +1,13 @@
 //! The encoder and its optimiser against PyTorch; `fixtures/model/make.py` wrote what is compared with.
 
+// Helpers of tests may fail as tests do, and the largest differences are there to be read (`--nocapture`).
+#![allow(clippy::unwrap_used, clippy::print_stderr)]
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use lemniscate::model::{
-    Arch, Encoder, EncoderConfig, Family, Layer, Mode, Role, from_slice_nhwc, to_vec_f32,
+    Arch, Encoder, EncoderConfig, Family, Gradients, Layer, Mode, Role, from_slice_nhwc, to_vec_f32,
 };
 use lemniscate::optim::Sgd;
 use safetensors::{Dtype, SafeTensors};
@@ -41,7 +44,9 @@ impl Fixture {
     fn group(&self, prefix: &str) -> BTreeMap<String, Tensor> {
         self.0
             .iter()
-            .filter_map(|(name, tensor)| Some((name.strip_prefix(prefix)?.to_owned(), tensor.shallow_clone())))
+            .filter_map(|(name, tensor)| {
+                Some((name.strip_prefix(prefix)?.to_owned(), tensor.shallow_clone()))
+            })
             .collect()
     }
 
@@ -54,12 +59,8 @@ impl Fixture {
     }
 }
 
-/// The largest difference as a share of the largest expected value.
-fn difference(ours: &Tensor, expected: &Tensor) -> f64 {
-    assert_eq!(ours.size(), expected.size());
-    let expected = expected.to_kind(Kind::Double);
-    let largest = expected.abs().max().double_value(&[]).max(1e-30);
-    (ours.detach().to_kind(Kind::Double) - expected).abs().max().double_value(&[]) / largest
+fn largest(tensor: &Tensor) -> f64 {
+    tensor.detach().to_kind(Kind::Double).abs().max().double_value(&[])
 }
 
 /// The worst of many differences, with its name.
@@ -67,8 +68,17 @@ fn difference(ours: &Tensor, expected: &Tensor) -> f64 {
 struct Worst(f64, String);
 
 impl Worst {
+    /// Takes the largest difference as a share of the largest expected value.
     fn see(&mut self, name: &str, ours: &Tensor, expected: &Tensor) {
-        let difference = difference(ours, expected);
+        self.see_with_floor(name, ours, expected, 1e-30);
+    }
+
+    /// The same, but values below `floor` count as much as `floor`.
+    fn see_with_floor(&mut self, name: &str, ours: &Tensor, expected: &Tensor, floor: f64) {
+        assert_eq!(ours.size(), expected.size(), "{name}");
+        let expected = expected.to_kind(Kind::Double);
+        let difference =
+            largest(&(ours.detach().to_kind(Kind::Double) - &expected)) / largest(&expected).max(floor);
         assert!(difference.is_finite(), "{name}");
         if difference >= self.0 {
             *self = Worst(difference, name.to_owned());
@@ -100,12 +110,15 @@ fn compare(name: &str, config: EncoderConfig) -> (Fixture, Encoder) {
     let gradients = encoder.backward(&rows, fixture.get("seed"));
     let mut worst = Worst::default();
     let mut compared = 0;
+    // Some gradients are zero but for rounding: of a channel that never fires, of a shift that BatchNorm undoes.
+    let expected = fixture.group("grad.");
+    let floor = 1e-3 * expected.values().map(largest).fold(0.0, f64::max);
     for (entry, gradient) in encoder.parameters().trainable().zip(gradients.tensors()) {
-        worst.see(&entry.name, gradient, fixture.get(&format!("grad.{}", entry.name)));
+        worst.see_with_floor(&entry.name, gradient, &expected[&entry.name], floor);
         compared += 1;
     }
-    assert_eq!(compared, fixture.group("grad.").len());
-    worst.expect(&format!("{name} gradients"), 2e-5);
+    assert_eq!(compared, expected.len());
+    worst.expect(&format!("{name} gradients"), 1e-4);
 
     let mut buffers = Worst::default();
     for entry in encoder.parameters().state().filter(|entry| entry.role == Role::Buffer) {
@@ -137,7 +150,8 @@ fn cifar_resnet50_agrees_with_pytorch() {
 
 #[test]
 fn cifar_resnet18_agrees_with_pytorch_and_so_do_three_steps_of_its_training() {
-    let (fixture, mut encoder) = compare("cifar-resnet18.safetensors", config(Arch::ResNet18, Family::Cifar, 3));
+    let (fixture, mut encoder) =
+        compare("cifar-resnet18.safetensors", config(Arch::ResNet18, Family::Cifar, 3));
     encoder.parameters_mut().load(&fixture.group("state.")).unwrap();
     let (images, seed) = (fixture.images(), fixture.get("seed"));
     let mut sgd = Sgd::new(encoder.parameters(), 0.9, 5e-4);
@@ -155,6 +169,44 @@ fn cifar_resnet18_agrees_with_pytorch_and_so_do_three_steps_of_its_training() {
         worst.see(&entry.name, &entry.tensor, fixture.get(&format!("sgd.{}", entry.name)));
     }
     worst.expect("three steps of SGD", 5e-5);
+}
+
+/// Every step of PyTorch's SGD on one tensor with given gradients. The tensor is the head of a small encoder,
+/// which has as many numbers; its other parameters get no gradient, but decay.
+#[test]
+fn sgd_follows_pytorchs_bit_for_bit_or_nearly() {
+    let fixture = Fixture::open("sgd.safetensors");
+    let mut encoder = Encoder::new(config(Arch::ResNet18, Family::Cifar, 1), 0, Device::Cpu);
+    let head = || "linear.weight".to_owned();
+    let mut state: BTreeMap<String, Tensor> = encoder
+        .parameters()
+        .state()
+        .map(|entry| (entry.name.clone(), entry.tensor.detach().copy()))
+        .collect();
+    state.insert(head(), fixture.get("start").view([8, 8]));
+    encoder.parameters_mut().load(&state).unwrap();
+    let mut sgd = Sgd::new(encoder.parameters(), 0.9, 5e-4);
+    let mut worst = Worst::default();
+    for step in 0..5 {
+        let gradient = fixture.get("gradients").get(step).view([8, 8]);
+        let loss = encoder
+            .parameters()
+            .trainable()
+            .map(|entry| match entry.name == head() {
+                true => (&entry.tensor * &gradient).sum(Kind::Float),
+                false => (&entry.tensor * 0.0).sum(Kind::Float),
+            })
+            .reduce(|sum, term| sum + term)
+            .unwrap();
+        let gradients = Gradients::of(&loss, encoder.parameters());
+        sgd.step(encoder.parameters_mut(), gradients, if step < 3 { 0.03 } else { 0.003 });
+        let (_, momentum) = sgd.buffers().find(|(name, _)| *name == head()).unwrap();
+        let flat = |tensor: &Tensor| tensor.detach().view([64]);
+        worst.see("momentum", &flat(momentum), &fixture.get("momentum").get(step));
+        let parameter = encoder.parameters().get(&head()).unwrap();
+        worst.see("parameter", &flat(parameter), &fixture.get("parameters").get(step));
+    }
+    worst.expect("SGD", 2e-7);
 }
 
 /// Hashes what `make.py` hashes: one line of name, shape and kind for each entry.

@@ -152,7 +152,10 @@ impl EncoderConfig {
             )));
         }
         if !(1..=1024).contains(&self.width) {
-            return Err(Error::usage(format!("the encoder's width must lie in 1..=1024, not {}", self.width)));
+            return Err(Error::usage(format!(
+                "the encoder's width must lie in 1..=1024, not {}",
+                self.width
+            )));
         }
         Ok(())
     }

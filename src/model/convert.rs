@@ -24,9 +24,7 @@ pub fn from_slice_nhwc(pixels: &[f32], [batch, height, width]: [usize; 3]) -> Te
         batch * height * width * 3,
         "pixels of a {batch}×{height}×{width}×3 batch expected"
     );
-    Tensor::from_slice(pixels)
-        .view([batch as i64, height as i64, width as i64, 3])
-        .permute([0, 3, 1, 2])
+    Tensor::from_slice(pixels).view([batch as i64, height as i64, width as i64, 3]).permute([0, 3, 1, 2])
 }
 
 /// `tensor` with channels-last memory if it has four dimensions, else contiguous.

@@ -126,7 +126,8 @@ mod tests {
 
     #[test]
     fn nonsense_is_refused() {
-        for text in ["", "gpu", "cuda:", "cuda:-1", "cuda:+1", "cuda:1x", "cuda:99999999999999999999", "CPU"] {
+        for text in ["", "gpu", "cuda:", "cuda:-1", "cuda:+1", "cuda:1x", "cuda:99999999999999999999", "CPU"]
+        {
             assert!(text.parse::<DeviceChoice>().is_err(), "{text}");
         }
     }

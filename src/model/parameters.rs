@@ -88,8 +88,9 @@ pub(crate) fn load_strictly<'a>(
     for (name, target) in &targets {
         match state.get(*name) {
             None => problems.push(format!("{name}: missing")),
-            Some(tensor) if tensor.size() != target.size() || tensor.kind() != target.kind() => problems
-                .push(format!("{name}: expected {}, found {}", describe(target), describe(tensor))),
+            Some(tensor) if tensor.size() != target.size() || tensor.kind() != target.kind() => {
+                problems.push(format!("{name}: expected {}, found {}", describe(target), describe(tensor)))
+            }
             Some(_) => {}
         }
     }

@@ -47,11 +47,7 @@ pub fn lr(base: f64, schedule: &Schedule, warmup: f64, epochs: f64, position: f6
         }
         Schedule::Constant => 1.0,
     };
-    let rise = if position < warmup {
-        WARMUP_START + (1.0 - WARMUP_START) * position / warmup
-    } else {
-        1.0
-    };
+    let rise = if position < warmup { WARMUP_START + (1.0 - WARMUP_START) * position / warmup } else { 1.0 };
     base * factor * rise
 }
 
