@@ -213,7 +213,7 @@ impl Images {
                 return Err(Error::format(path, expected, format!("{extents:?}")));
             }
         };
-        if extents.iter().any(|&extent| extent == 0) || height.max(width) > MAX_SIDE {
+        if extents.contains(&0) || height.max(width) > MAX_SIDE {
             return Err(Error::format(
                 path,
                 format!("images of 1 to {MAX_SIDE} pixels a side"),
