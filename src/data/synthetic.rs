@@ -8,6 +8,7 @@
 //!
 //! An image is a function of (seed, split, index): nothing is stored and any number of threads may draw.
 
+mod motif;
 mod pattern;
 
 use std::borrow::Cow;
