@@ -21,6 +21,8 @@ use crate::train::{self, Session, Summary};
 
 /// Flags of `lemniscate train`.
 #[derive(clap::Args)]
+// The last of a repeated flag counts, as in the published program: scripts append to a common list.
+#[command(args_override_self = true)]
 #[command(after_help = "Settings come from the preset, then --config, then flags. A resumed run takes them from its \
 checkpoint.\n\nExamples:\n  lemniscate train photos/\n  lemniscate train cifar-10-batches-bin --nce-k 0\n  \
 lemniscate train imagenet/ --arch resnet18 -j 32 --nce-k 4096 --nce-t 0.07 --lr 0.03 --nce-m 0.5 --low-dim 128 -b 256\n  \
