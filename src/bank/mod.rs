@@ -138,7 +138,9 @@ mod tests {
         let bank = MemoryBank::random(n, dim, 7);
         let bound = (3.0 / dim as f32).sqrt();
         assert!(bank.rows().iter().all(|x| x.abs() <= bound));
-        assert!(bank.rows().iter().any(|x| *x > 0.999 * bound) && bank.rows().iter().any(|x| *x < -0.999 * bound));
+        assert!(
+            bank.rows().iter().any(|x| *x > 0.999 * bound) && bank.rows().iter().any(|x| *x < -0.999 * bound)
+        );
         let mean_square = bank.rows().iter().map(|x| f64::from(x * x)).sum::<f64>() / n as f64;
         assert!((mean_square - 1.0).abs() < 0.01, "{mean_square}");
         assert!((bank.rows().iter().map(|&x| f64::from(x)).sum::<f64>() / (n * dim) as f64).abs() < 1e-3);
