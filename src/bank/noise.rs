@@ -194,6 +194,7 @@ impl<'a> Negatives<'a> {
 }
 
 /// The negatives of one batch row that have not been used yet.
+#[allow(clippy::large_enum_variant)] // One at a time, on the stack.
 pub(crate) enum RowNegatives<'a> {
     Given(&'a [u32]),
     Drawn { noise: &'a Noise, rng: ChaCha8Rng, left: usize },

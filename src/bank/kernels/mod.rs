@@ -60,7 +60,7 @@ pub(crate) trait Simd: Copy + Send + Sync {
     #[inline(always)]
     fn exp(self, x: Self::V) -> Self::V {
         // ln 2 in two parts; the first has so few bits that its product with n is exact.
-        const LN2_HIGH: f32 = 0.693_359_375;
+        const LN2_HIGH: f32 = 355.0 / 512.0;
         const LN2_LOW: f32 = -2.121_944_4e-4;
         let n = self.round(self.mul(x, self.splat(std::f32::consts::LOG2_E)));
         let r = self.mul_add(n, self.splat(-LN2_HIGH), x);
