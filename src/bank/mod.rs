@@ -166,8 +166,8 @@ mod tests {
                 .map(|d| 0.25 * f64::from(before.row(i)[d]) + 0.75 * f64::from(features.row(b)[d]))
                 .collect();
             let norm = mixed.iter().map(|x| x * x).sum::<f64>().sqrt();
-            for d in 0..dim {
-                assert!((f64::from(bank.row(i)[d]) - mixed[d] / norm).abs() < 1e-6);
+            for (found, mixed) in bank.row(i).iter().zip(&mixed) {
+                assert!((f64::from(*found) - mixed / norm).abs() < 1e-6);
             }
         }
     }
