@@ -7,23 +7,36 @@ use lemniscate::eval::knn;
 use lemniscate::objective::{nce, softmax};
 use std::time::Instant;
 
-/// Milliseconds of one call: the median of at least 5 runs, more for short ones.
-fn median_ms(mut call: impl FnMut()) -> f64 {
+/// Milliseconds of one call: the median of at least 5 runs, more for short ones; and its share of processor time,
+/// which tells how far a busy machine has stretched the former.
+fn median_ms(mut call: impl FnMut()) -> (f64, f64) {
     call();
     let begin = Instant::now();
+    let begin_cpu = cpu_ms();
     let mut times = Vec::new();
     while times.len() < 5 || (begin.elapsed().as_secs_f64() < 1.0 && times.len() < 101) {
         let start = Instant::now();
         call();
         times.push(start.elapsed().as_secs_f64() * 1e3);
     }
+    let cpu = (cpu_ms() - begin_cpu) / times.len() as f64;
     times.sort_by(f64::total_cmp);
-    times[times.len() / 2]
+    (times[times.len() / 2], cpu)
+}
+
+/// Processor time of all threads since the start (Linux; elsewhere 0).
+fn cpu_ms() -> f64 {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    // Fields 14 and 15, counted after the name in parentheses, in hundredths of a second.
+    let fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace();
+    fields.skip(11).take(2).filter_map(|ticks| ticks.parse::<f64>().ok()).sum::<f64>() * 10.0
 }
 
 #[allow(clippy::print_stdout)]
-fn report(case: &str, n: usize, batch: usize, k: usize, ms: f64) {
-    println!("{{\"case\":\"{case}\",\"n\":{n},\"b\":{batch},\"k\":{k},\"ms\":{ms:.2},\"by\":\"lemniscate\"}}");
+fn report(case: &str, n: usize, batch: usize, k: usize, (ms, cpu): (f64, f64)) {
+    println!(
+        "{{\"case\":\"{case}\",\"n\":{n},\"b\":{batch},\"k\":{k},\"ms\":{ms:.2},\"cpu_ms\":{cpu:.1},\"by\":\"lemniscate\"}}"
+    );
 }
 
 fn main() {

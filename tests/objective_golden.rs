@@ -1,6 +1,8 @@
 //! Losses, gradients, Z and the bank's update held against PyTorch; tests/fixtures/objective/make.py wrote the
 //! fixture. The bound is a few times what PyTorch's own single precision differs by.
 
+#![allow(clippy::unwrap_used, clippy::print_stdout)] // A broken fixture may panic; differences are shown.
+
 use lemniscate::bank::{MemoryBank, Negatives, Noise};
 use lemniscate::objective::normalizer::{Entries, estimate_ln_z};
 use lemniscate::objective::{nce, proximal, softmax};

@@ -138,7 +138,9 @@ mod tests {
         let bank = MemoryBank::random(n, dim, 7);
         let bound = (3.0 / dim as f32).sqrt();
         assert!(bank.rows().iter().all(|x| x.abs() <= bound));
-        assert!(bank.rows().iter().any(|x| *x > 0.999 * bound) && bank.rows().iter().any(|x| *x < -0.999 * bound));
+        assert!(
+            bank.rows().iter().any(|x| *x > 0.999 * bound) && bank.rows().iter().any(|x| *x < -0.999 * bound)
+        );
         let mean_square = bank.rows().iter().map(|x| f64::from(x * x)).sum::<f64>() / n as f64;
         assert!((mean_square - 1.0).abs() < 0.01, "{mean_square}");
         assert!((bank.rows().iter().map(|&x| f64::from(x)).sum::<f64>() / (n * dim) as f64).abs() < 1e-3);
@@ -164,8 +166,8 @@ mod tests {
                 .map(|d| 0.25 * f64::from(before.row(i)[d]) + 0.75 * f64::from(features.row(b)[d]))
                 .collect();
             let norm = mixed.iter().map(|x| x * x).sum::<f64>().sqrt();
-            for d in 0..dim {
-                assert!((f64::from(bank.row(i)[d]) - mixed[d] / norm).abs() < 1e-6);
+            for (found, mixed) in bank.row(i).iter().zip(&mixed) {
+                assert!((f64::from(*found) - mixed / norm).abs() < 1e-6);
             }
         }
     }

@@ -104,14 +104,17 @@ impl AliasTable {
     /// # Errors
     /// If there are no weights or 2³² or more, one is negative or not finite, or all are 0.
     pub fn new(weights: &[f64]) -> Result<Self> {
-        let n = u32::try_from(weights.len()).map_err(|_| Error::usage("too many noise weights for 32 bits"))?;
+        let n =
+            u32::try_from(weights.len()).map_err(|_| Error::usage("too many noise weights for 32 bits"))?;
         if let Some(i) = weights.iter().position(|w| !(w.is_finite() && *w >= 0.0)) {
             let message = format!("noise weight {i} is {}; weights are finite and not negative", weights[i]);
             return Err(Error::usage(message));
         }
         let total: f64 = weights.iter().sum();
         if !(total > 0.0 && total.is_finite()) {
-            return Err(Error::usage(format!("{n} noise weights add up to {total}; their sum must be positive")));
+            return Err(Error::usage(format!(
+                "{n} noise weights add up to {total}; their sum must be positive"
+            )));
         }
         // In units of one column; below 1 a row leaves room, above it needs room elsewhere.
         let mut share: Vec<f64> = weights.iter().map(|w| w / total * f64::from(n)).collect();
@@ -127,7 +130,8 @@ impl AliasTable {
         }
         // Rounding may leave rows that are full but for an error, and keep their column; a row of weight 0 among
         // them would be drawn.
-        let heaviest = (0..n).max_by(|&a, &b| weights[a as usize].total_cmp(&weights[b as usize])).unwrap_or(0);
+        let heaviest =
+            (0..n).max_by(|&a, &b| weights[a as usize].total_cmp(&weights[b as usize])).unwrap_or(0);
         for row in small.into_iter().filter(|&row| weights[row as usize] == 0.0) {
             columns[row as usize] = Column { threshold: 0, alias: heaviest };
         }
@@ -180,14 +184,17 @@ impl<'a> Negatives<'a> {
         let k = self.per_row(batch);
         match *self {
             Negatives::Given(indices) => RowNegatives::Given(&indices[row * k..][..k]),
-            Negatives::Drawn { noise, seed, step, k } => {
-                RowNegatives::Drawn { noise, rng: rng::stream(seed, Purpose::Noise, step, row as u64), left: k }
-            }
+            Negatives::Drawn { noise, seed, step, k } => RowNegatives::Drawn {
+                noise,
+                rng: rng::stream(seed, Purpose::Noise, step, row as u64),
+                left: k,
+            },
         }
     }
 }
 
 /// The negatives of one batch row that have not been used yet.
+#[allow(clippy::large_enum_variant)] // One at a time, on the stack.
 pub(crate) enum RowNegatives<'a> {
     Given(&'a [u32]),
     Drawn { noise: &'a Noise, rng: ChaCha8Rng, left: usize },
@@ -287,7 +294,9 @@ mod tests {
 
     #[test]
     fn impossible_weights_are_refused() {
-        for weights in [&[][..], &[0.0, 0.0], &[1.0, -1.0], &[f64::NAN], &[f64::INFINITY, 1.0], &[1e308, 1e308]] {
+        for weights in
+            [&[][..], &[0.0, 0.0], &[1.0, -1.0], &[f64::NAN], &[f64::INFINITY, 1.0], &[1e308, 1e308]]
+        {
             assert!(AliasTable::new(weights).is_err(), "{weights:?}");
         }
     }
@@ -303,7 +312,8 @@ mod tests {
             assert_eq!(stored, pool.install(|| draw_negatives(noise, 1, 9, batch, k)));
             assert_ne!(stored, draw_negatives(noise, 1, 10, batch, k));
             for row in 0..batch {
-                for negatives in [Negatives::Drawn { noise, seed: 1, step: 9, k }, Negatives::Given(&stored)] {
+                for negatives in [Negatives::Drawn { noise, seed: 1, step: 9, k }, Negatives::Given(&stored)]
+                {
                     let mut source = negatives.of_row(row, batch);
                     let (mut all, mut block) = (Vec::new(), [0; LANES]);
                     loop {

@@ -56,8 +56,9 @@ pub fn accuracy(scores: &[f64], n_classes: usize, truth: &[u32]) -> Accuracy {
         if label >= n_classes || scores[label] <= 0.0 {
             continue;
         }
-        let ahead =
-            |class: &usize| scores[*class] > scores[label] || (scores[*class] == scores[label] && *class < label);
+        let ahead = |class: &usize| {
+            scores[*class] > scores[label] || (scores[*class] == scores[label] && *class < label)
+        };
         let rank = (0..n_classes).filter(ahead).count();
         first += usize::from(rank == 0);
         five += usize::from(rank < 5);
@@ -112,7 +113,8 @@ mod tests {
         let labels = [1, 0, 0, 2];
         let scores = vote(&neighbors(), &labels, 3, 3, 0.1);
         let weight = |s: f32| ((f64::from(s) - 1.0) / 0.1).exp();
-        let expected = [weight(0.8) + weight(0.7), weight(0.9), 0.0, weight(0.1) + weight(0.5), 0.0, weight(0.5)];
+        let expected =
+            [weight(0.8) + weight(0.7), weight(0.9), 0.0, weight(0.1) + weight(0.5), 0.0, weight(0.5)];
         for (found, expected) in scores.iter().zip(expected) {
             assert!((found - expected).abs() < 1e-15);
         }

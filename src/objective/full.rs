@@ -68,8 +68,7 @@ fn join(problem: &Problem, spans: &[Sums], b: usize, row: usize, gradient: &mut 
     let dim = problem.bank.dim();
     // NaN sums keep the loss NaN whatever becomes of the maximum.
     let largest = spans.iter().map(|span| span.largest[row]).fold(f32::NEG_INFINITY, f32::max);
-    let factors: Vec<f64> =
-        spans.iter().map(|span| f64::from(span.largest[row] - largest).exp()).collect();
+    let factors: Vec<f64> = spans.iter().map(|span| f64::from(span.largest[row] - largest).exp()).collect();
     let sum: f64 = spans.iter().zip(&factors).map(|(span, factor)| span.sum[row] * factor).sum();
     let mut weighted = vec![0.0f64; dim];
     for (span, factor) in spans.iter().zip(&factors) {
@@ -79,8 +78,7 @@ fn join(problem: &Problem, spans: &[Sums], b: usize, row: usize, gradient: &mut 
     }
     let positive = problem.positive(b);
     let scale = 1.0 / (problem.temperature * problem.batch() as f64);
-    gradient
-        .extend(weighted.iter().zip(positive).map(|(g, m)| ((g / sum - f64::from(*m)) * scale) as f32));
+    gradient.extend(weighted.iter().zip(positive).map(|(g, m)| ((g / sum - f64::from(*m)) * scale) as f32));
     let similarity = problem.positive_similarity(b);
     let loss = f64::from(largest) + sum.ln() - similarity / problem.temperature;
     RowLoss { loss, positive_similarity: similarity, positive_probability: (-loss).exp() }
@@ -150,11 +148,8 @@ impl Kernel for Span<'_> {
                 }
                 &*widened
             };
-            let panel = Panel {
-                chunks: values.as_chunks().0,
-                depth_step: stride / LANES,
-                strip_step: STRIP / LANES,
-            };
+            let panel =
+                Panel { chunks: values.as_chunks().0, depth_step: stride / LANES, strip_step: STRIP / LANES };
             let left = Left { values: &scores, stride: TILE, rows };
             product::<S, true>(simd, left, panel, count, stride / STRIP, &mut sums.rows, stride);
         }
@@ -232,7 +227,9 @@ mod tests {
 
     #[test]
     fn equals_the_naive_cross_entropy_on_every_path() {
-        for (n, dim, batch) in [(50, 16, 3), (1, 4, 1), (129, 128, 9), (4000, 32, 17), (1025, 13, 2), (300, 40, 300)] {
+        for (n, dim, batch) in
+            [(50, 16, 3), (1, 4, 1), (129, 128, 9), (4000, 32, 17), (1025, 13, 2), (300, 40, 300)]
+        {
             let case = case(n, dim, batch, 0);
             for t in [0.01, 0.07, 0.5] {
                 let (loss, gradient) = naive(&case, t, &[]);

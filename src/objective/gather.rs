@@ -2,9 +2,9 @@
 //! to the gradient while they are in the nearest cache. What the weights are is the objective's business.
 
 use super::Problem;
+use crate::bank::Negatives;
 use crate::bank::kernels::rows::{accumulate16, dot16};
 use crate::bank::kernels::{Kernel, LANES, Simd, prefetch};
-use crate::bank::Negatives;
 
 /// Decides what sixteen scores mean.
 pub(super) trait Visitor: Send {

@@ -49,7 +49,12 @@ impl<'a> Problem<'a> {
     /// Checks the shapes, once.
     fn new(features: &'a [f32], bank: &'a MemoryBank, indices: &'a [u32], temperature: f64) -> Self {
         assert!(!indices.is_empty(), "an empty batch has no loss");
-        assert_eq!(features.len(), indices.len() * bank.dim(), "features are [B, D] with B = {}", indices.len());
+        assert_eq!(
+            features.len(),
+            indices.len() * bank.dim(),
+            "features are [B, D] with B = {}",
+            indices.len()
+        );
         let n = bank.len();
         assert!(indices.iter().all(|&i| (i as usize) < n), "an index is not below {n}");
         assert!(temperature > 0.0 && temperature.is_finite(), "temperature {temperature}");
@@ -208,8 +213,8 @@ mod tests {
         let mut expected_gradient = Vec::new();
         for b in 0..3 {
             for d in 0..9 {
-                let difference =
-                    f64::from(case.features[b * 9 + d]) - f64::from(case.bank.row(case.indices[b] as usize)[d]);
+                let difference = f64::from(case.features[b * 9 + d])
+                    - f64::from(case.bank.row(case.indices[b] as usize)[d]);
                 expected += 0.7 / 3.0 * difference.powi(2);
                 expected_gradient.push(2.0 * 0.7 / 3.0 * difference);
             }

@@ -50,7 +50,13 @@ fn loss_of(problem: &Problem, negatives: &Negatives, ln_z: f64, noise: &Noise) -
 }
 
 /// Batch row `b`: its loss, and its share of the gradient in `gradient` (zeros before).
-fn row_loss(problem: &Problem, negatives: &Negatives, terms: Terms, b: usize, gradient: &mut [f32]) -> RowLoss {
+fn row_loss(
+    problem: &Problem,
+    negatives: &Negatives,
+    terms: Terms,
+    b: usize,
+    gradient: &mut [f32],
+) -> RowLoss {
     let positive = problem.positive(b);
     let similarity = problem.positive_similarity(b);
     let x = similarity / problem.temperature + terms.offset(problem.indices[b]);
@@ -214,7 +220,9 @@ mod tests {
 
     #[test]
     fn equals_the_published_formula_on_every_path() {
-        for (n, dim, batch, k) in [(50, 16, 3, 16), (40, 128, 5, 100), (7, 13, 2, 33), (300, 24, 4, 1), (9, 8, 1, 0)] {
+        for (n, dim, batch, k) in
+            [(50, 16, 3, 16), (40, 128, 5, 100), (7, 13, 2, 33), (300, 24, 4, 1), (9, 8, 1, 0)]
+        {
             let case = case(n, dim, batch, k);
             let noise = Noise::Uniform { n: n as u32 };
             for (t, z) in [(0.07, 2.2 * n as f64), (0.1, n as f64), (0.5, 3.0), (0.07, 1e-4), (0.2, 1e9)] {

@@ -43,7 +43,8 @@ pub fn estimate_ln_z(
     let rows: Vec<LogSum> = (0..batch)
         .into_par_iter()
         .map(|b| {
-            let visitor = Exponentials { inverse_temperature: 1.0 / temperature, noise, sum: LogSum::default() };
+            let visitor =
+                Exponentials { inverse_temperature: 1.0 / temperature, noise, sum: LogSum::default() };
             let gather = Gather { problem: &problem, negatives, b, visitor, gradient: &mut [] };
             let mut sum = problem.isa.run(gather).sum;
             if entries == Entries::All {
@@ -228,8 +229,10 @@ mod tests {
         let (mut negatives, mut positives) = (0.0, 0.0);
         for b in 0..3 {
             positives += (similarity(&case, b, case.indices[b]) / t).exp();
-            negatives +=
-                case.negatives[b * k..][..k].iter().map(|&j| (similarity(&case, b, j) / t).exp()).sum::<f64>();
+            negatives += case.negatives[b * k..][..k]
+                .iter()
+                .map(|&j| (similarity(&case, b, j) / t).exp())
+                .sum::<f64>();
         }
         let all = 50.0 * (negatives + positives) / (3 * (k + 1)) as f64;
         assert!((estimate(Entries::All, t) - all.ln()).abs() < 1e-6);

@@ -125,13 +125,19 @@ mod tests {
 
     #[test]
     fn sampled_equals_the_naive_cross_entropy_on_every_path() {
-        for (n, dim, batch, k) in [(50, 16, 3, 16), (40, 128, 5, 100), (7, 13, 2, 33), (300, 24, 4, 1), (9, 8, 2, 0)] {
+        for (n, dim, batch, k) in
+            [(50, 16, 3, 16), (40, 128, 5, 100), (7, 13, 2, 33), (300, 24, 4, 1), (9, 8, 2, 0)]
+        {
             let case = case(n, dim, batch, k);
             for t in [0.01, 0.07, 0.5] {
                 let (loss, gradient) = naive(&case, k, t);
                 for isa in Isa::available() {
                     let found = run(&case, isa, t);
-                    assert!((found.loss - loss).abs() < 1e-5 * loss.max(0.1), "{isa:?}: {} or {loss}", found.loss);
+                    assert!(
+                        (found.loss - loss).abs() < 1e-5 * loss.max(0.1),
+                        "{isa:?}: {} or {loss}",
+                        found.loss
+                    );
                     let largest = gradient.iter().fold(0f64, |m, g| m.max(g.abs()));
                     if largest > 1e-3 {
                         assert_close(&found.gradient, &gradient, 3e-5, &format!("{isa:?} T={t}"));

@@ -114,7 +114,8 @@ mod tests {
         for isa in Isa::available() {
             for dim in [1, 2, 15, 16, 17, 31, 32, 48, 100, 128, 129] {
                 let mut rng = stream(3, Purpose::Test, dim as u64, 0);
-                let mut draw = |n: usize| -> Vec<f32> { (0..n).map(|_| rng.random_range(-1.0..1.0)).collect() };
+                let mut draw =
+                    |n: usize| -> Vec<f32> { (0..n).map(|_| rng.random_range(-1.0..1.0)).collect() };
                 let (query, table, start) = (draw(dim), draw(dim * LANES), draw(dim));
                 let weights: [f32; LANES] = draw(LANES).try_into().unwrap();
                 let rows: [&[f32]; LANES] = std::array::from_fn(|r| &table[r * dim..][..dim]);

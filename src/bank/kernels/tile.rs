@@ -50,11 +50,21 @@ pub(crate) fn product<S: Simd, const ACCUMULATE: bool>(
             let a = &left.values[row * left.stride..];
             let c = &mut out[row * out_stride + strip * STRIP..];
             if S::WIDE {
-                micro::<S, 8, 2, ACCUMULATE>(simd, a, left.stride, chunks, panel.depth_step, depth, c, out_stride);
+                micro::<S, 8, 2, ACCUMULATE>(
+                    simd,
+                    a,
+                    left.stride,
+                    chunks,
+                    panel.depth_step,
+                    depth,
+                    c,
+                    out_stride,
+                );
             } else {
                 for half in 0..2 {
                     for column in 0..2 {
-                        let (a, c) = (&a[half * 4 * left.stride..], &mut c[half * 4 * out_stride..][column * LANES..]);
+                        let (a, c) =
+                            (&a[half * 4 * left.stride..], &mut c[half * 4 * out_stride..][column * LANES..]);
                         let chunks = &chunks[column..];
                         micro::<S, 4, 1, ACCUMULATE>(
                             simd,
@@ -216,7 +226,8 @@ mod tests {
         for isa in Isa::available() {
             for (n, rows, dim) in [(1, 1, 1), (3, 33, 17), (8, 128, 32), (21, 127, 128), (16, 64, 40)] {
                 let mut rng = stream(4, Purpose::Test, dim as u64, 0);
-                let mut draw = |n: usize| -> Vec<f32> { (0..n).map(|_| rng.random_range(-1.0..1.0)).collect() };
+                let mut draw =
+                    |n: usize| -> Vec<f32> { (0..n).map(|_| rng.random_range(-1.0..1.0)).collect() };
                 let (queries, tile) = (draw(n * dim), draw(rows * dim));
                 let (scores, sums) = isa.run(Twice { queries: &queries, tile: &tile, dim });
                 let stride = dim.next_multiple_of(STRIP);

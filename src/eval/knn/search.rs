@@ -238,7 +238,9 @@ impl Block<'_> {
         best: &mut Best,
     ) {
         let own = self.options.own_rows.map(|own| own[query]);
-        for (chunk, scores) in scores[..count.next_multiple_of(LANES)].as_chunks::<LANES>().0.iter().enumerate() {
+        for (chunk, scores) in
+            scores[..count.next_multiple_of(LANES)].as_chunks::<LANES>().0.iter().enumerate()
+        {
             // NaN and −∞ become the smallest number, which ranks last but is still a neighbour.
             let clean = simd.max(simd.load(scores), simd.splat(f32::MIN));
             let mut mask = simd.greater(clean, simd.splat(best.threshold));
@@ -252,8 +254,9 @@ impl Block<'_> {
                 mask &= mask - 1;
                 let row = chunk * LANES + lane;
                 let index = (start + row) as u32;
-                let skipped =
-                    row >= count || own == Some(index) || self.options.excluded_rows.binary_search(&index).is_ok();
+                let skipped = row >= count
+                    || own == Some(index)
+                    || self.options.excluded_rows.binary_search(&index).is_ok();
                 if !skipped && values[lane] > best.threshold {
                     best.offer(values[lane], index, self.k);
                 }
@@ -290,7 +293,11 @@ mod tests {
 
     /// Rows of small integers: many equal similarities, all exact.
     fn integers(n: usize, dim: usize, seed: u64) -> Vec<f32> {
-        MemoryBank::random(n, dim, seed).rows().iter().map(|x| (x * (dim as f32).sqrt() * 1.4).round()).collect()
+        MemoryBank::random(n, dim, seed)
+            .rows()
+            .iter()
+            .map(|x| (x * (dim as f32).sqrt() * 1.4).round())
+            .collect()
     }
 
     #[test]
@@ -356,12 +363,16 @@ mod tests {
 
     #[test]
     fn keys_order_as_neighbours_do() {
-        let ordered = [(1.5, 0), (1.0, 2), (1.0, 3), (0.0, 1), (-0.0, 4), (-0.5, 9), (-2.0, 0), (f32::MIN, 1)];
+        let ordered =
+            [(1.5, 0), (1.0, 2), (1.0, 3), (0.0, 1), (-0.0, 4), (-0.5, 9), (-2.0, 0), (f32::MIN, 1)];
         for pair in ordered.windows(2) {
             assert!(key(pair[0].0, pair[0].1) > key(pair[1].0, pair[1].1), "{pair:?}");
         }
         for (similarity, index) in ordered {
-            assert_eq!((similarity_of(key(similarity, index)), index_of(key(similarity, index))), (similarity, index));
+            assert_eq!(
+                (similarity_of(key(similarity, index)), index_of(key(similarity, index))),
+                (similarity, index)
+            );
         }
     }
 }
