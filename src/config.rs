@@ -1,1 +1,501 @@
-//! Everything that decides a run, its presets and its checks.
+//! Everything that decides a run: its settings, the published presets, and the checks before any work.
+//!
+//! A [`TrainConfig`] is complete: written to a run's `config.toml` and read back, it repeats the run. Its keys are
+//! the long flags of `lemniscate train`. Layers are TOML tables laid over each other, lowest first: preset,
+//! `--config` file, flags.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use toml::Table;
+
+use crate::data::augment::TrainTransform;
+use crate::data::detect::DataFormat;
+use crate::error::{Error, Result};
+use crate::model::device::DeviceChoice;
+use crate::model::{Arch, EncoderConfig, Family, PrecisionChoice};
+use crate::objective::NormalizerMode;
+use crate::optim::Schedule;
+
+/// A finished, checked description of a training run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct TrainConfig {
+    /// The images: a folder, a list file, an archive, or `synthetic`.
+    pub data: PathBuf,
+    /// How `data` is laid out.
+    pub data_format: DataFormat,
+    /// Test images kept elsewhere than in `data`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub test_data: Option<PathBuf>,
+    /// Unreadable images keep their rows but never enter a batch, instead of stopping the run.
+    pub quarantine: bool,
+
+    /// Depth of the residual network.
+    pub arch: Arch,
+    /// Stem, head name and initialisation: of the ImageNet or the CIFAR networks.
+    pub family: Family,
+    /// D, numbers in an embedding.
+    pub embed_dim: usize,
+    /// Channels of the first stage; 64 in the paper.
+    pub width: usize,
+    /// Side of the square training images, pixels.
+    pub image_size: u32,
+
+    /// What is minimised.
+    pub objective: ObjectiveKind,
+    /// K, noise samples for each image of a batch; 0 for the full softmax.
+    pub n_negatives: usize,
+    /// T, divides every similarity.
+    pub temperature: f64,
+    /// m, weighs the old row when the bank moves.
+    pub bank_momentum: f32,
+    /// What the bank holds before the first step.
+    pub bank_init: BankInit,
+    /// Where NCE's normalising constant Z comes from: `first-batch`, `running-average`, `analytic` or a number.
+    pub normalizer: NormalizerChoice,
+    /// A file of one non-negative weight a training image: the noise distribution. Uniform without it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub noise_weights: Option<PathBuf>,
+    /// λ of the proximal term (paper, Eq. 9); 0 leaves it out, as published code does.
+    pub proximal: f64,
+
+    /// Passes over the training images.
+    pub epochs: u64,
+    /// The epoch to count from in a fresh run, for its place in the schedule.
+    pub start_epoch: u64,
+    /// B, images in a batch.
+    pub batch_size: usize,
+    /// Learning rate at the start, after warm-up.
+    pub lr: f64,
+    /// SGD's momentum (not the bank's).
+    pub momentum: f64,
+    /// Added as `weight_decay · p` to the gradient of every parameter.
+    pub weight_decay: f64,
+    /// How the learning rate falls.
+    pub schedule: ScheduleKind,
+    /// Epochs at which the step schedule multiplies the learning rate by 0.1.
+    pub milestones: Vec<u64>,
+    /// Epochs of linear warm-up, from a tenth of the rate to all of it.
+    pub warmup_epochs: f64,
+    /// Batches whose gradients are averaged into one optimiser step.
+    pub accumulate: usize,
+
+    /// Arithmetic of the convolutions.
+    pub precision: PrecisionChoice,
+    /// Where the network runs.
+    pub device: DeviceChoice,
+    /// Decoding threads.
+    pub workers: usize,
+    /// Threads of the network and the losses; 0 for one a core.
+    pub threads: usize,
+    /// Seed of every random decision.
+    pub seed: u64,
+
+    /// What is measured after each epoch, and chooses `best.ckpt`.
+    pub monitor: Monitor,
+    /// k of the weighted-kNN monitor.
+    pub knn_k: usize,
+    /// Steps between two lines of progress.
+    pub print_freq: u64,
+    /// Minutes between two checkpoints inside an epoch.
+    pub save_every: f64,
+    /// Ends the run after so many optimiser steps.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_steps: Option<u64>,
+
+    /// Random augmentation of training images; its `size` is `image-size`.
+    pub augmentation: TrainTransform,
+}
+
+/// What is minimised (paper §3.1–3.2; the sampled softmax is the updated model of 2020).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum ObjectiveKind {
+    /// Noise-contrastive estimation against K noise samples.
+    Nce,
+    /// Cross-entropy over all N rows.
+    Softmax,
+    /// Cross-entropy over the positive and K noise samples.
+    SampledSoftmax,
+}
+
+/// What the bank holds before the first step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum BankInit {
+    /// Uniform noise, as published.
+    Random,
+    /// The untrained encoder's features of every image: the first epoch's targets are not noise.
+    Features,
+}
+
+/// How the learning rate falls.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum ScheduleKind {
+    /// ×0.1 at each milestone, as published.
+    Step,
+    /// Half a cosine from `lr` to 0 over all epochs, falling with every step.
+    Cosine,
+    /// No change.
+    Constant,
+}
+
+/// What is measured after each epoch against the live bank.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Monitor {
+    /// Label of the nearest row, as published.
+    Nn,
+    /// Weighted vote of the k nearest rows.
+    Knn,
+    /// Nothing.
+    None,
+}
+
+/// The published settings of the two families.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Preset {
+    /// 32 px, T = 0.1, batch 128, weight decay 5e-4.
+    Cifar,
+    /// 224 px, T = 0.07, batch 256, weight decay 1e-4.
+    Imagenet,
+}
+
+/// `first-batch`, `running-average`, `analytic` or a number: how a person names a [`NormalizerMode`].
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct NormalizerChoice(pub NormalizerMode);
+
+/// Weight of the past in the running average of Z.
+const RUNNING_DECAY: f64 = 0.99;
+
+impl std::str::FromStr for NormalizerChoice {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        Ok(Self(match text {
+            "first-batch" => NormalizerMode::FirstBatch,
+            "running-average" => NormalizerMode::RunningAverage { decay: RUNNING_DECAY },
+            "analytic" => NormalizerMode::Analytic,
+            number => match number.parse::<f64>() {
+                Ok(z) if z.is_finite() && z > 0.0 => NormalizerMode::Fixed(z),
+                _ => {
+                    return Err(format!(
+                        "expected first-batch, running-average, analytic or a positive number, found `{number}`"
+                    ));
+                }
+            },
+        }))
+    }
+}
+
+impl std::fmt::Display for NormalizerChoice {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.0 {
+            NormalizerMode::FirstBatch => f.write_str("first-batch"),
+            NormalizerMode::RunningAverage { .. } => f.write_str("running-average"),
+            NormalizerMode::Analytic => f.write_str("analytic"),
+            NormalizerMode::Fixed(z) => write!(f, "{z}"),
+        }
+    }
+}
+
+impl TryFrom<String> for NormalizerChoice {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl From<NormalizerChoice> for String {
+    fn from(choice: NormalizerChoice) -> String {
+        choice.to_string()
+    }
+}
+
+impl TrainConfig {
+    /// The published settings (ALGORITHM: training), for images at `data`.
+    pub fn preset(preset: Preset, data: &Path, data_format: DataFormat) -> Self {
+        let (family, image_size, temperature, weight_decay, batch_size) = match preset {
+            Preset::Cifar => (Family::Cifar, 32, 0.1, 5e-4, 128),
+            Preset::Imagenet => (Family::ImageNet, 224, 0.07, 1e-4, 256),
+        };
+        Self {
+            data: data.to_owned(),
+            data_format,
+            test_data: None,
+            quarantine: false,
+            arch: Arch::ResNet18,
+            family,
+            embed_dim: 128,
+            width: 64,
+            image_size,
+            objective: ObjectiveKind::Nce,
+            n_negatives: 4096,
+            temperature,
+            bank_momentum: 0.5,
+            bank_init: BankInit::Random,
+            normalizer: NormalizerChoice(NormalizerMode::FirstBatch),
+            noise_weights: None,
+            proximal: 0.0,
+            epochs: 200,
+            start_epoch: 0,
+            batch_size,
+            lr: 0.03,
+            momentum: 0.9,
+            weight_decay,
+            schedule: ScheduleKind::Step,
+            milestones: vec![120, 160],
+            warmup_epochs: 0.0,
+            accumulate: 1,
+            precision: PrecisionChoice::Auto,
+            device: DeviceChoice::Auto,
+            workers: crate::data::loader::default_workers(),
+            threads: 0,
+            seed: 0,
+            monitor: Monitor::Knn,
+            knn_k: 200,
+            print_freq: 10,
+            save_every: 10.0,
+            max_steps: None,
+            augmentation: match preset {
+                Preset::Cifar => TrainTransform::cifar(image_size),
+                Preset::Imagenet => TrainTransform::imagenet(image_size),
+            },
+        }
+    }
+
+    /// Lays `layers` over the preset, each over the one before, and checks the result.
+    ///
+    /// A layer is a table of the keys of this struct, with where it came from for messages.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] for an unknown key, a value of the wrong type, or an impossible combination.
+    pub fn resolve(preset: Preset, data: &Path, format: DataFormat, layers: &[(&str, Table)]) -> Result<Self> {
+        let base = Self::preset(preset, data, format);
+        let mut table = Table::try_from(&base).map_err(|e| Error::usage(format!("the data path: {e}")))?;
+        let mut config = base;
+        for (origin, layer) in layers {
+            overlay(&mut table, layer.clone());
+            // Read back after each layer, so that a message can name the layer that is wrong.
+            config = Self::deserialize(table.clone())
+                .map_err(|e| Error::usage(format!("{origin}: {}", e.to_string().trim())))?;
+        }
+        let given = |key: &str| layers.iter().any(|(_, layer)| layer.contains_key(key));
+        config.settle_objective(given("objective"), given("n-negatives"))?;
+        config.augmentation.size = config.image_size;
+        config.validate()?;
+        Ok(config)
+    }
+
+    /// `--nce-k 0` means the full softmax, as published; the two settings must agree.
+    fn settle_objective(&mut self, objective_given: bool, negatives_given: bool) -> Result<()> {
+        match (self.objective, self.n_negatives) {
+            (ObjectiveKind::Softmax, 0) | (ObjectiveKind::Nce | ObjectiveKind::SampledSoftmax, 1..) => {}
+            (ObjectiveKind::Softmax, k) if negatives_given => {
+                return Err(Error::usage(format!(
+                    "--objective softmax compares with every image; it takes no --n-negatives (found {k})"
+                )));
+            }
+            (ObjectiveKind::Softmax, _) => self.n_negatives = 0,
+            (objective, 0) if objective_given => {
+                return Err(Error::usage(format!(
+                    "--n-negatives 0 means the full softmax, but --objective {} draws negatives",
+                    name_of(objective)
+                )));
+            }
+            (_, 0) => self.objective = ObjectiveKind::Softmax,
+        }
+        Ok(())
+    }
+
+    /// Refuses what cannot work before any work is done.
+    fn validate(&self) -> Result<()> {
+        let positive = |value: f64| value.is_finite() && value > 0.0;
+        let refuse = |broken: bool, message: String| if broken { Err(Error::usage(message)) } else { Ok(()) };
+        refuse(!positive(self.temperature), format!("--temperature must be positive, found {}", self.temperature))?;
+        refuse(!positive(self.lr), format!("--lr must be positive, found {}", self.lr))?;
+        refuse(
+            !(0.0..=1.0).contains(&self.bank_momentum),
+            format!("--bank-momentum must lie in 0..=1, found {}", self.bank_momentum),
+        )?;
+        refuse(!(0.0..1.0).contains(&self.momentum), format!("--momentum must lie in 0..1, found {}", self.momentum))?;
+        refuse(
+            !(self.weight_decay.is_finite() && self.weight_decay >= 0.0),
+            format!("--weight-decay must be 0 or more, found {}", self.weight_decay),
+        )?;
+        refuse(
+            !(self.proximal.is_finite() && self.proximal >= 0.0),
+            format!("--proximal must be 0 or more, found {}", self.proximal),
+        )?;
+        refuse(!positive(self.save_every), format!("--save-every must be positive, found {}", self.save_every))?;
+        for (flag, value) in [
+            ("--embed-dim", self.embed_dim),
+            ("--width", self.width),
+            ("--batch-size", self.batch_size),
+            ("--accumulate", self.accumulate),
+            ("--workers", self.workers),
+            ("--knn-k", self.knn_k),
+            ("--epochs", self.epochs as usize),
+            ("--print-freq", self.print_freq as usize),
+        ] {
+            refuse(value == 0, format!("{flag} must be at least 1"))?;
+        }
+        refuse(
+            !(8..=2048).contains(&self.image_size),
+            format!("--image-size must lie in 8..=2048 pixels, found {}", self.image_size),
+        )?;
+        refuse(
+            self.start_epoch >= self.epochs,
+            format!("--start-epoch {} leaves nothing of --epochs {}", self.start_epoch, self.epochs),
+        )?;
+        refuse(
+            !(0.0..=self.epochs as f64).contains(&self.warmup_epochs),
+            format!("--warmup-epochs must lie in 0..={}, found {}", self.epochs, self.warmup_epochs),
+        )?;
+        refuse(
+            !self.milestones.is_sorted(),
+            format!("--milestones must rise, found {:?}", self.milestones),
+        )?;
+        refuse(
+            self.objective != ObjectiveKind::Nce
+                && self.normalizer != NormalizerChoice(NormalizerMode::FirstBatch),
+            format!("--normalizer is NCE's; --objective {} has no Z", name_of(self.objective)),
+        )?;
+        refuse(
+            self.objective == ObjectiveKind::Softmax && self.noise_weights.is_some(),
+            "--noise-weights is for objectives that draw negatives; the full softmax draws none".into(),
+        )?;
+        refuse(
+            self.max_steps == Some(0),
+            "--max-steps 0 would train nothing".into(),
+        )
+    }
+
+    /// The encoder this run trains.
+    pub fn encoder(&self) -> EncoderConfig {
+        EncoderConfig {
+            arch: self.arch,
+            family: self.family,
+            embed_dim: self.embed_dim as i64,
+            width: self.width as i64,
+        }
+    }
+
+    /// The learning-rate schedule.
+    pub fn lr_schedule(&self) -> Schedule {
+        match self.schedule {
+            ScheduleKind::Step => Schedule::Step {
+                milestones: self.milestones.iter().map(|&epoch| epoch as f64).collect(),
+                gamma: 0.1,
+            },
+            ScheduleKind::Cosine => Schedule::Cosine,
+            ScheduleKind::Constant => Schedule::Constant,
+        }
+    }
+
+    /// The settings as the text of a `config.toml`.
+    ///
+    /// # Errors
+    /// If a path is not UTF-8, which TOML cannot hold.
+    pub fn to_toml(&self) -> Result<String> {
+        toml::to_string(self).map_err(|e| Error::usage(format!("the settings cannot be written as TOML: {e}")))
+    }
+}
+
+/// A setting's name as a person types it.
+pub fn name_of(value: impl Serialize) -> String {
+    match toml::Value::try_from(value) {
+        Ok(toml::Value::String(name)) => name,
+        Ok(other) => other.to_string(),
+        Err(_) => String::new(),
+    }
+}
+
+/// Reads a `--config` file as a layer.
+///
+/// # Errors
+/// If it cannot be read or is not TOML; the message has line and column.
+pub fn read_layer(path: &Path) -> Result<Table> {
+    let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, "read the configuration", e))?;
+    text.parse().map_err(|e: toml::de::Error| Error::format(path, "TOML settings", e.to_string().trim().to_owned()))
+}
+
+/// Lays `over` on `base`: tables merge, everything else replaces.
+fn overlay(base: &mut Table, over: Table) {
+    for (key, value) in over {
+        match (base.get_mut(&key), value) {
+            (Some(toml::Value::Table(below)), toml::Value::Table(above)) => overlay(below, above),
+            (_, value) => {
+                base.insert(key, value);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn resolve(layer: &str) -> Result<TrainConfig> {
+        let layer = layer.parse().unwrap();
+        TrainConfig::resolve(Preset::Cifar, Path::new("photos"), DataFormat::Flat, &[("test", layer)])
+    }
+
+    #[test]
+    fn presets_hold_the_published_settings() {
+        let cifar = resolve("").unwrap();
+        assert_eq!((cifar.temperature, cifar.weight_decay, cifar.batch_size), (0.1, 5e-4, 128));
+        let imagenet =
+            TrainConfig::resolve(Preset::Imagenet, Path::new("photos"), DataFormat::Folder, &[]).unwrap();
+        assert_eq!((imagenet.temperature, imagenet.weight_decay, imagenet.batch_size), (0.07, 1e-4, 256));
+        for config in [cifar, imagenet] {
+            assert_eq!((config.lr, config.epochs, config.n_negatives, config.embed_dim), (0.03, 200, 4096, 128));
+            assert_eq!(config.milestones, [120, 160]);
+        }
+    }
+
+    #[test]
+    fn a_written_config_reads_back_the_same() {
+        let config = resolve("seed = 7\nnormalizer = \"2876934\"\nmax-steps = 12\n[augmentation]\nflip = 0.5").unwrap();
+        assert_eq!(config.augmentation.flip, 0.5);
+        let again = resolve(&config.to_toml().unwrap()).unwrap();
+        assert_eq!(config, again);
+    }
+
+    #[test]
+    fn no_negatives_means_the_full_softmax() {
+        assert_eq!(resolve("n-negatives = 0").unwrap().objective, ObjectiveKind::Softmax);
+        assert_eq!(resolve("objective = \"softmax\"").unwrap().n_negatives, 0);
+        assert!(resolve("objective = \"softmax\"\nn-negatives = 9").is_err());
+        assert!(resolve("objective = \"nce\"\nn-negatives = 0").is_err());
+    }
+
+    #[test]
+    fn the_image_size_reaches_the_augmentation() {
+        assert_eq!(resolve("image-size = 64").unwrap().augmentation.size, 64);
+    }
+
+    #[test]
+    fn impossible_settings_are_refused_by_name() {
+        for (layer, named) in [
+            ("temperature = 0.0", "--temperature"),
+            ("lr = nan", "--lr"),
+            ("bank-momentum = 1.5", "--bank-momentum"),
+            ("batch-size = 0", "--batch-size"),
+            ("start-epoch = 200", "--start-epoch"),
+            ("milestones = [160, 120]", "--milestones"),
+            ("n-negatives = 0\nnormalizer = \"analytic\"", "--normalizer"),
+            ("normalizer = \"-3\"", "normalizer"),
+            ("tempreature = 0.1", "tempreature"),
+            ("epochs = \"many\"", "epochs"),
+        ] {
+            let error = resolve(layer).expect_err(layer);
+            assert!(matches!(error, Error::Usage { .. }), "{error}");
+            assert!(error.to_string().contains(named), "{layer}: {error}");
+        }
+    }
+}

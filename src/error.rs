@@ -78,11 +78,19 @@ pub enum Error {
         /// The offending value.
         loss: f64,
         /// Epoch, counted from 0.
-        epoch: usize,
+        epoch: u64,
         /// Optimiser step since the start of the run.
         step: u64,
         /// Names of the batch's images.
         images: Vec<String>,
+    },
+    /// A stored state does not belong to this encoder or optimiser; nothing of it was taken.
+    #[error("this state does not fit the {what}:\n{}", state_list(problems))]
+    State {
+        /// What should have been filled: "encoder", "optimiser".
+        what: &'static str,
+        /// Each culprit's name and what is wrong with it.
+        problems: Vec<String>,
     },
     /// libtorch refused an operation.
     #[error("{context}: {message}")]
@@ -114,6 +122,14 @@ fn list(items: &[(String, String)]) -> String {
         items.iter().take(LISTED).map(|(name, reason)| format!("  {name}: {reason}")).collect();
     if items.len() > LISTED {
         lines.push(format!("  ... and {} more", items.len() - LISTED));
+    }
+    lines.join("\n")
+}
+
+fn state_list(problems: &[String]) -> String {
+    let mut lines: Vec<_> = problems.iter().take(LISTED).map(|problem| format!("  {problem}")).collect();
+    if problems.len() > LISTED {
+        lines.push(format!("  ... and {} more", problems.len() - LISTED));
     }
     lines.join("\n")
 }

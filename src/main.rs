@@ -1,2 +1,7 @@
-//! The `lemniscate` program.
-fn main() {}
+//! The `lemniscate` program: parse, dispatch, print an error once.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    lemniscate::cli::main()
+}

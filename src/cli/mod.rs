@@ -1,1 +1,63 @@
-//! The command line.
+//! The command line: one file per command. Nothing else prints, reads arguments or exits.
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "this is where the program speaks")]
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::error::Result;
+
+mod data;
+mod eval;
+mod inputs;
+mod settings;
+mod train;
+
+/// Image features without labels: memory-bank instance discrimination (Wu et al., CVPR 2018)
+#[derive(Parser)]
+#[command(name = "lemniscate", version, about, max_term_width = 100, propagate_version = true)]
+#[command(after_help = "Start with:  lemniscate train synthetic --epochs 2 --arch resnet18 --width 16")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Train an encoder on images, or continue a run
+    Train(Box<train::Arguments>),
+    /// Test the features of a checkpoint with weighted kNN
+    Eval(eval::Arguments),
+    /// Say what a data set holds: classes, sizes, duplicates, unreadable files
+    Data(data::Arguments),
+}
+
+/// Runs the program and gives its exit code: 0 success, 1 failure, 2 usage, 130 interrupted.
+pub fn main() -> ExitCode {
+    let done = match Cli::parse().command {
+        Command::Train(arguments) => train::run(*arguments),
+        Command::Eval(arguments) => eval::run(arguments),
+        Command::Data(arguments) => data::run(arguments),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            if let Some(hint) = error.hint() {
+                eprintln!("hint: {hint}");
+            }
+            ExitCode::from(error.exit_code())
+        }
+    }
+}
+
+/// Writes to standard output; a reader that went away (`| head`) is not an error.
+fn say(text: impl std::fmt::Display) -> Result<()> {
+    use std::io::Write;
+    match writeln!(std::io::stdout(), "{text}") {
+        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(crate::Error::io("standard output", "write", e))
+        }
+        _ => Ok(()),
+    }
+}

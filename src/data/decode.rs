@@ -1,1 +1,210 @@
-//! Stub.
+//! Image files to 8-bit RGB, as PIL's `Image.open(f).convert("RGB")` does it, upright.
+//!
+//! The content decides the format, not the name. Divergences from PIL, all deliberate:
+//! - EXIF orientation is followed (PIL leaves that to `exif_transpose`).
+//! - 16 bits become 8 by keeping the high byte, which PIL does for colour; 16-bit grey it clips at 255 instead.
+//! - The first frame of a GIF that does not cover its canvas stands on black, not on the background colour.
+//! - A damaged or truncated file is an error, where libjpeg fills the rest with grey and a warning.
+//!
+//! Alpha is dropped, not blended, as PIL does. [`MAX_SIDE`] and [`MAX_ALLOC`] bound what a file may claim.
+
+use std::borrow::Cow;
+use std::fs::File;
+use std::io::{Cursor, Read};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+
+use image::metadata::Orientation;
+use image::{DynamicImage, GenericImageView, ImageDecoder, ImageFormat, ImageReader, Limits, RgbImage};
+use zune_jpeg::JpegDecoder;
+use zune_jpeg::zune_core::bytestream::ZCursor;
+use zune_jpeg::zune_core::colorspace::ColorSpace;
+use zune_jpeg::zune_core::options::DecoderOptions;
+
+use crate::error::{Error, Result};
+
+/// Longest side in pixels that is decoded (libjpeg's limit, too).
+pub const MAX_SIDE: u32 = 65_500;
+/// Bytes that one image's file may have, and that decoding it may take besides: 512 MiB each.
+pub const MAX_ALLOC: u64 = 512 << 20;
+
+/// Extensions of the formats that are decoded, in lower case: what a folder is searched for.
+pub const EXTENSIONS: [&str; 11] =
+    ["jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp", "dib", "tif", "tiff", "gif"];
+
+/// Decodes the image file at `path`.
+///
+/// # Errors
+/// [`Error::Image`] naming the file, if it cannot be read or decoded whole.
+pub fn decode_file(path: &Path) -> Result<RgbImage> {
+    let name = path.to_string_lossy();
+    decode_bytes(&read_file(path, &name)?, &name)
+}
+
+/// The bytes of an image file, called `name` in errors. Refuses what is no regular file (opening a pipe would wait
+/// forever) and what is larger than [`MAX_ALLOC`].
+pub(super) fn read_file(path: &Path, name: &str) -> Result<Vec<u8>> {
+    let fail = |reason: String| Error::Image { image: name.to_owned(), reason };
+    let system = |source: std::io::Error| fail(format!("cannot be read: {source}"));
+    let metadata = std::fs::metadata(path).map_err(system)?;
+    if !metadata.is_file() {
+        return Err(fail("not a regular file".into()));
+    }
+    if metadata.len() > MAX_ALLOC {
+        return Err(fail(format!("{} bytes, more than the {MAX_ALLOC} an image may have", metadata.len())));
+    }
+    let mut bytes = Vec::with_capacity(metadata.len() as usize + 1);
+    // The file may have grown since; what is read stays bounded.
+    File::open(path).map_err(system)?.take(MAX_ALLOC).read_to_end(&mut bytes).map_err(system)?;
+    Ok(bytes)
+}
+
+/// Decodes an image file's bytes; `name` is what errors call it.
+///
+/// # Errors
+/// [`Error::Image`] if the format is unknown, the content is damaged or incomplete, or a limit is exceeded.
+pub fn decode_bytes(bytes: &[u8], name: &str) -> Result<RgbImage> {
+    let fail =
+        |reason: Cow<'static, str>| Error::Image { image: name.to_owned(), reason: reason.into_owned() };
+    // The decoders are other people's and meet hostile bytes here: a panic in one is this image's error.
+    // They own no state that outlives the call, so nothing can be left half changed.
+    match catch_unwind(AssertUnwindSafe(|| decode(bytes))) {
+        Ok(decoded) => decoded.map_err(fail),
+        Err(_) => Err(fail("the decoder panicked on it".into())),
+    }
+}
+
+type Reason<T> = std::result::Result<T, Cow<'static, str>>;
+
+fn decode(bytes: &[u8]) -> Reason<RgbImage> {
+    if bytes.is_empty() {
+        return Err("the file is empty".into());
+    }
+    match image::guess_format(bytes) {
+        Ok(ImageFormat::Jpeg) => decode_jpeg(bytes),
+        Ok(ImageFormat::WebP) if !complete_riff(bytes) => {
+            Err("the file is truncated: shorter than its RIFF header says".into())
+        }
+        Ok(format) => decode_other(bytes, format),
+        Err(_) => Err("not an image of a known format".into()),
+    }
+}
+
+/// JPEG goes to its decoder directly: through `image` it runs leniently and returns half-grey pictures.
+fn decode_jpeg(bytes: &[u8]) -> Reason<RgbImage> {
+    let text = |error: zune_jpeg::errors::DecodeErrors| Cow::from(error.to_string());
+    let progressive = complete_jpeg(bytes)?;
+    let options = DecoderOptions::default()
+        .set_strict_mode(true)
+        .set_max_width(MAX_SIDE as usize)
+        .set_max_height(MAX_SIDE as usize)
+        .jpeg_set_out_colorspace(ColorSpace::RGB);
+    let mut decoder = JpegDecoder::new_with_options(ZCursor::new(bytes), options);
+    decoder.decode_headers().map_err(text)?;
+    let (width, height) = decoder.dimensions().ok_or("no dimensions")?;
+    let (width, height) = (width as u32, height as u32);
+    // A progressive image keeps all coefficients, 2 bytes each, besides the pixels.
+    let bytes_per_pixel = if progressive { 9 } else { 3 };
+    check_size(width, height, bytes_per_pixel)?;
+    let pixels = decoder.decode().map_err(text)?;
+    let orientation = decoder
+        .exif()
+        .and_then(|exif| Orientation::from_exif_chunk(exif))
+        .unwrap_or(Orientation::NoTransforms);
+    let image = RgbImage::from_raw(width, height, pixels).ok_or("fewer pixels than announced")?;
+    Ok(upright(image, orientation))
+}
+
+/// Walks the markers from SOI to EOI; says whether the image is progressive.
+///
+/// The decoder itself, even when strict, accepts data that ends within the last row of blocks.
+fn complete_jpeg(bytes: &[u8]) -> Reason<bool> {
+    let truncated = || Cow::from("the file is truncated: the JPEG data has no end marker");
+    let mut at = 2;
+    let mut progressive = false;
+    loop {
+        // Between segments, and in entropy-coded data after SOS, everything up to a marker is skipped: FF 00 is
+        // a stuffed FF, FF D0 to FF D7 restart the decoder, and FF may be repeated before a marker.
+        at += bytes.get(at..).and_then(|rest| rest.iter().position(|&b| b == 0xFF)).ok_or_else(truncated)?;
+        match bytes.get(at + 1).copied().ok_or_else(truncated)? {
+            0xD9 => return Ok(progressive),
+            0xFF => at += 1,
+            0x00 | 0x01 | 0xD0..=0xD8 => at += 2,
+            marker => {
+                progressive |= marker == 0xC2;
+                let length = bytes.get(at + 2..at + 4).ok_or_else(truncated)?;
+                at += 2 + usize::from(u16::from_be_bytes([length[0], length[1]]));
+            }
+        }
+    }
+}
+
+/// Whether a RIFF file is as long as it says. The WebP decoder reads what comes first and misses a lost EXIF chunk.
+fn complete_riff(bytes: &[u8]) -> bool {
+    bytes.get(4..8).is_some_and(|size| {
+        let size = u32::from_le_bytes([size[0], size[1], size[2], size[3]]);
+        bytes.len() as u64 >= u64::from(size) + 8
+    })
+}
+
+fn decode_other(bytes: &[u8], format: ImageFormat) -> Reason<RgbImage> {
+    let text = |error: image::ImageError| Cow::from(error.to_string());
+    let mut limits = Limits::default();
+    limits.max_image_width = Some(MAX_SIDE);
+    limits.max_image_height = Some(MAX_SIDE);
+    limits.max_alloc = Some(MAX_ALLOC);
+    let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
+    reader.limits(limits);
+    let mut decoder = reader.into_decoder().map_err(text)?;
+    let (width, height) = decoder.dimensions();
+    // 3 more for the RGB copy.
+    check_size(width, height, u64::from(decoder.color_type().bytes_per_pixel()) + 3)?;
+    // Bad EXIF is no reason to refuse the pixels.
+    let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
+    let image = DynamicImage::from_decoder(decoder).map_err(text)?;
+    Ok(upright(to_rgb(image), orientation))
+}
+
+fn check_size(width: u32, height: u32, bytes_per_pixel: u64) -> Reason<()> {
+    let size = format!("{width} x {height} pixels");
+    if width == 0 || height == 0 {
+        return Err(format!("{size}: there is nothing to see").into());
+    }
+    let alloc = u64::from(width) * u64::from(height) * bytes_per_pixel;
+    if width > MAX_SIDE || height > MAX_SIDE || alloc > MAX_ALLOC {
+        return Err(format!(
+            "{size} exceed the limits: {MAX_SIDE} a side, {} MiB to decode",
+            MAX_ALLOC >> 20
+        )
+        .into());
+    }
+    Ok(())
+}
+
+/// Drops alpha, repeats grey, keeps the high byte of 16.
+fn to_rgb(image: DynamicImage) -> RgbImage {
+    let (width, height) = image.dimensions();
+    let high = |value: u16| (value >> 8) as u8;
+    let pixels: Vec<u8> = match image {
+        DynamicImage::ImageRgb16(image) => image.as_raw().iter().map(|&value| high(value)).collect(),
+        DynamicImage::ImageRgba16(image) => {
+            image.pixels().flat_map(|pixel| [0, 1, 2].map(|c| high(pixel[c]))).collect()
+        }
+        DynamicImage::ImageLuma16(image) => {
+            image.as_raw().iter().flat_map(|&value| [high(value); 3]).collect()
+        }
+        DynamicImage::ImageLumaA16(image) => image.pixels().flat_map(|pixel| [high(pixel[0]); 3]).collect(),
+        // The 8-bit kinds, exactly; floating point (TIFF) is scaled from [0, 1].
+        other => return other.into_rgb8(),
+    };
+    RgbImage::from_raw(width, height, pixels).expect("three bytes were made for each pixel")
+}
+
+fn upright(image: RgbImage, orientation: Orientation) -> RgbImage {
+    if orientation == Orientation::NoTransforms {
+        return image;
+    }
+    let mut image = DynamicImage::ImageRgb8(image);
+    image.apply_orientation(orientation);
+    image.into_rgb8()
+}

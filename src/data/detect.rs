@@ -3,8 +3,8 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use super::dataset::Splits;
-use super::{cifar, idx, synthetic};
+use super::dataset::{Dataset, Splits};
+use super::{cifar, folder, idx, list, synthetic};
 use crate::error::{Error, Result};
 
 /// The layouts that are read; `--data-format` forces one.
@@ -54,21 +54,90 @@ pub struct OpenOptions {
     pub test_path: Option<PathBuf>,
 }
 
-/// Opens `path` as `forced`, or as what it looks like.
+/// Opens `path` as `forced`, or as what it looks like: `synthetic` or `synthetic:...` where no such file is, a CIFAR
+/// or idx folder or file, a list (`.txt`, `.csv`, `.tsv`), a folder with `train/`, any other folder.
 ///
 /// # Errors
 /// If nothing usable is there; the error says what was looked for.
 pub fn open(path: &Path, forced: Option<DataFormat>, options: &OpenOptions) -> Result<Splits> {
-    match forced {
-        Some(DataFormat::Synthetic) => synthetic::open(&path.to_string_lossy(), options.seed),
-        Some(format @ (DataFormat::CifarBinary | DataFormat::CifarPython)) => cifar::open(path, format),
-        Some(DataFormat::Idx) => idx::open(path),
-        _ if idx::detect(path) => idx::open(path),
-        _ => match cifar::detect(path) {
-            Some(format) => cifar::open(path, format),
-            None => {
-                Err(Error::Data { path: path.to_owned(), reason: "there is no image".into(), hint: None })
-            }
-        },
+    let format = match forced {
+        Some(format) => format,
+        None => detect(path)?,
+    };
+    let mut splits = open_as(path, format, options, "")?;
+    if let Some(test_path) = &options.test_path {
+        let (test, notes) = open_test(test_path, &splits.train, options)?;
+        splits.test = Some(test);
+        splits.notes.extend(notes);
     }
+    Ok(splits)
+}
+
+/// What `path` looks like.
+///
+/// # Errors
+/// If there is nothing, or nothing known.
+pub fn detect(path: &Path) -> Result<DataFormat> {
+    let bad = |reason: &str, hint: &str| {
+        Err(Error::Data { path: path.to_owned(), reason: reason.into(), hint: Some(hint.into()) })
+    };
+    if !path.exists() {
+        let text = path.to_string_lossy();
+        if text == "synthetic" || text.starts_with("synthetic:") {
+            return Ok(DataFormat::Synthetic);
+        }
+        return bad("there is no such file or folder", "`synthetic` names the built-in generated set");
+    }
+    if let Some(format) = cifar::detect(path) {
+        return Ok(format);
+    }
+    if idx::detect(path) {
+        return Ok(DataFormat::Idx);
+    }
+    if path.is_dir() {
+        let classes = path.join("train").is_dir();
+        return Ok(if classes { DataFormat::Folder } else { DataFormat::Flat });
+    }
+    if list::is_named_so(path) {
+        return Ok(DataFormat::List);
+    }
+    bad(
+        "not a data set of a known kind",
+        "read are folders of images, lists (.txt, .csv, .tsv), CIFAR-10 and CIFAR-100, and idx files",
+    )
+}
+
+fn open_as(path: &Path, format: DataFormat, options: &OpenOptions, prefix: &str) -> Result<Splits> {
+    let wrong_kind = |expected: &str| {
+        let found = if path.is_dir() { "a folder" } else { "a file" };
+        let reason = format!("{format} needs {expected}, and this is {found}");
+        Err(Error::Data { path: path.to_owned(), reason, hint: None })
+    };
+    match format {
+        DataFormat::Synthetic => synthetic::open(&path.to_string_lossy(), options.seed),
+        _ if !path.exists() => {
+            let reason = "there is no such file or folder".into();
+            Err(Error::Data { path: path.to_owned(), reason, hint: None })
+        }
+        DataFormat::CifarBinary | DataFormat::CifarPython => cifar::open(path, format),
+        DataFormat::Idx => idx::open(path),
+        DataFormat::List if path.is_dir() => wrong_kind("a list file"),
+        DataFormat::List => list::open(path),
+        DataFormat::Folder | DataFormat::Flat if !path.is_dir() => wrong_kind("a folder"),
+        DataFormat::Folder | DataFormat::Flat => folder::open(path, format, options, prefix),
+    }
+}
+
+/// The images of `--test-data`: a data set's own test split, else all its images. In a plain folder, subfolders named
+/// like `train`'s classes give labels.
+fn open_test(path: &Path, train: &Dataset, options: &OpenOptions) -> Result<(Dataset, Vec<String>)> {
+    let mut format = detect(path)?;
+    if format == DataFormat::Flat && train.classes().iter().any(|class| path.join(class).is_dir()) {
+        format = DataFormat::Folder;
+    }
+    let splits = open_as(path, format, options, "test-data-")?;
+    let test = splits.test.unwrap_or(splits.train);
+    let test = if train.labels().is_some() { test.aligned_with(train, path)? } else { test.without_labels() };
+    let notes = if format == DataFormat::Flat { Vec::new() } else { splits.notes };
+    Ok((test, notes))
 }

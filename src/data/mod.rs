@@ -14,9 +14,16 @@ pub mod cifar;
 pub mod dataset;
 pub mod decode;
 pub mod detect;
+pub mod files;
+pub mod folder;
 pub mod idx;
+pub mod index;
+pub mod list;
 pub mod loader;
+pub mod resize;
+pub mod scan;
 pub mod synthetic;
+pub mod walk;
 
 pub use dataset::{Dataset, Splits};
 pub use detect::{DataFormat, OpenOptions, open};
@@ -49,6 +56,14 @@ pub trait ImageSource: Send + Sync {
     /// If the image cannot be read; the error names it.
     fn content_hash(&self, index: usize) -> Result<[u8; 32]> {
         Ok(pixel_hash(&self.load(index)?))
+    }
+
+    /// [`load`](Self::load) and [`content_hash`](Self::content_hash) of image `index` at once, read once.
+    ///
+    /// # Errors
+    /// If the image cannot be read; the error names it.
+    fn load_hashed(&self, index: usize) -> Result<(RgbImage, [u8; 32])> {
+        Ok((self.load(index)?, self.content_hash(index)?))
     }
 
     /// Feeds `hasher` what tells this source from any other with as many images: by default every name. A source

@@ -1,1 +1,5 @@
-//! What the features are worth.
+//! What the features are worth: embeddings of a whole data set, weighted kNN, and label-free measures.
+
+pub mod features;
+pub mod knn;
+pub mod monitor;

@@ -1,1 +1,23 @@
-//! Encoders.
+//! The encoder: images in, unit vectors out (Wu et al. 2018, §3; He et al. 2016 for the network).
+//!
+//! One ResNet with two stems ([`Family`]). [`Parameters`] holds what a checkpoint stores, by PyTorch's names
+//! and in PyTorch's order; [`Precision`] says in what numbers the convolutions run. Gradients are values that
+//! [`Encoder::backward`] returns, never state hidden in a tensor.
+//!
+//! Shapes: B batch, H×W image size, D embedding width.
+
+pub mod config;
+pub mod convert;
+pub mod device;
+pub mod encoder;
+mod init;
+pub mod parameters;
+pub mod precision;
+mod resnet;
+
+pub use config::{Arch, EncoderConfig, Family};
+pub use convert::{from_slice_nhwc, to_vec_f32};
+pub use device::DeviceChoice;
+pub use encoder::{Encoder, Layer, Mode};
+pub use parameters::{Entry, Gradients, Parameters, Role};
+pub use precision::{Precision, PrecisionChoice};

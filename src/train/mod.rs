@@ -1,1 +1,332 @@
-//! The training loop.
+//! The training loop, readable top to bottom, and what surrounds it: starting, resuming, saving.
+//!
+//! A run is a function of its settings and data: every random number comes from [`crate::rng`] and counters, so a
+//! run that was killed at any step and resumed ends with the same bytes as one that was not (same machine, same
+//! number of threads).
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::checkpoint::run_folder::RunFolder;
+use crate::checkpoint::signals::Interrupt;
+use crate::config::{Monitor, TrainConfig};
+use crate::data::dataset::Splits;
+use crate::data::loader::{Loader, View, epoch_order};
+use crate::error::{Error, Result};
+use crate::eval::features::Input;
+use crate::eval::knn::GridCell;
+use crate::eval::monitor;
+use crate::model::Gradients;
+use crate::optim;
+use crate::report::{EpochStart, EvalRecord, MetricsWriter, Reporter, StepRecord};
+use crate::rng::Purpose;
+
+pub mod start;
+pub mod state;
+pub mod step;
+
+use state::{DataIdentity, TrainState};
+use step::{Objective, train_batch};
+
+/// A run that is ready to go on: fresh or resumed.
+pub struct Session<'a> {
+    /// Settings, complete.
+    pub config: TrainConfig,
+    /// The images.
+    pub splits: Splits,
+    /// What the images are, for checkpoints.
+    pub identity: DataIdentity,
+    /// Encoder, optimiser, bank, counters.
+    pub state: TrainState,
+    /// Negatives and loss.
+    pub objective: Objective,
+    /// Where everything is written.
+    pub folder: RunFolder,
+    /// `metrics.jsonl`.
+    pub metrics: MetricsWriter,
+    /// Who hears of progress.
+    pub reporter: &'a mut dyn Reporter,
+    /// Whether a signal asked to stop.
+    pub interrupt: Interrupt,
+}
+
+/// How a run ended.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Summary {
+    /// Optimiser steps taken since the start of the run.
+    pub steps: u64,
+    /// The last value of the monitor, in percent, if there is a monitor.
+    pub last: Option<f64>,
+    /// The best value of the monitor and its epoch.
+    pub best: Option<(f64, u64)>,
+}
+
+/// Why a pass over the data ended.
+enum Pass {
+    Complete,
+    StepLimit,
+}
+
+/// Trains until the last epoch, the step limit or a signal, saving as it goes.
+///
+/// # Errors
+/// [`Error::Interrupted`] after a signal, with everything saved; [`Error::NonFiniteLoss`], with the last good
+/// checkpoint kept; an image that cannot be read; a file that cannot be written.
+pub fn run(mut session: Session<'_>) -> Result<Summary> {
+    let mut last = None;
+    while session.state.progress.epoch < session.config.epochs {
+        if let Pass::StepLimit = session.pass()? {
+            session.save()?;
+            break;
+        }
+        last = session.end_of_epoch()?.or(last);
+    }
+    let progress = &session.state.progress;
+    Ok(Summary { steps: progress.step, last, best: progress.best.zip(progress.best_epoch) })
+}
+
+impl Session<'_> {
+    /// The rest of the current epoch, from the batch the counters name.
+    fn pass(&mut self) -> Result<Pass> {
+        let config = self.config.clone();
+        let epoch = self.state.progress.epoch;
+        let order = epoch_order(&self.splits.train.trainable_indices(), config.seed, epoch);
+        let n_batches = order.len().div_ceil(config.batch_size) as u64;
+        let done = (self.state.progress.step_in_epoch as usize * config.batch_size).min(order.len());
+        let input = Input::new(config.family, config.image_size, config.workers);
+        let view = View::Train {
+            transform: config.augmentation,
+            seed: config.seed,
+            epoch,
+            purpose: Purpose::Augmentation,
+        };
+        let source = Arc::clone(self.splits.train.source());
+        let mut loader = Loader::new(source, view, order[done..].to_vec(), config.batch_size, input.loader)?;
+        let schedule = config.lr_schedule();
+        let save_every = Duration::from_secs_f64(config.save_every * 60.0);
+        let mut saved_at = Instant::now();
+        self.reporter.epoch_started(EpochStart {
+            epoch,
+            epochs: config.epochs,
+            batches: n_batches,
+            batches_done: self.state.progress.step_in_epoch,
+        });
+
+        while self.state.progress.step_in_epoch < n_batches {
+            if self.step_limit_reached() {
+                return Ok(Pass::StepLimit);
+            }
+            let first = self.state.progress.step_in_epoch;
+            // Batches left at the end of an epoch form a smaller group; the published loop dropped their gradient.
+            let group = (n_batches - first).min(config.accumulate as u64);
+            let lr = optim::lr(
+                config.lr,
+                &schedule,
+                config.warmup_epochs,
+                config.epochs as f64,
+                epoch as f64 + first as f64 / n_batches as f64,
+            );
+            let mut record = StepRecord { epoch, lr, ..StepRecord::default() };
+            let started = Instant::now();
+            let mut images = 0;
+            let mut parts = [0.0; 3];
+            let mut gradients: Option<Gradients> = None;
+            for _ in 0..group {
+                let waiting = Instant::now();
+                let batch = loader.next().unwrap_or(Err(Error::Worker { worker: "loader" }))?;
+                record.data_ms += milliseconds(waiting.elapsed());
+                let draw = epoch * n_batches + self.state.progress.step_in_epoch;
+                let outcome = train_batch(
+                    &mut self.state,
+                    &self.objective,
+                    &batch,
+                    &input.normalization,
+                    config.bank_momentum,
+                    group as usize,
+                    draw,
+                );
+                if !outcome.loss.is_finite() {
+                    let names = batch.indices.iter().map(|&i| self.splits.train.name(i as usize).into_owned());
+                    let step = self.state.progress.step;
+                    return Err(Error::NonFiniteLoss { loss: outcome.loss, epoch, step, images: names.collect() });
+                }
+                match (&mut gradients, outcome.gradients) {
+                    (Some(sum), Some(part)) => sum.accumulate(&part),
+                    (sum, part) => *sum = part,
+                }
+                record.loss += outcome.loss / group as f64;
+                for (part, spent) in parts.iter_mut().zip([outcome.forward, outcome.objective, outcome.backward]) {
+                    *part += milliseconds(spent);
+                }
+                images += batch.indices.len();
+                self.state.progress.step_in_epoch += 1;
+                loader.recycle(batch);
+            }
+            let updating = Instant::now();
+            if let Some(gradients) = gradients {
+                self.state.sgd.step(self.state.encoder.parameters_mut(), gradients, lr);
+            }
+            let [forward, objective, backward] = parts;
+            let update = milliseconds(updating.elapsed());
+            record.extra = [
+                ("forward_ms", forward),
+                ("objective_ms", objective),
+                ("backward_ms", backward),
+                ("update_ms", update),
+            ]
+            .into_iter()
+            .map(|(part, ms)| (part.to_owned(), ms.into()))
+            .collect();
+            self.state.progress.step += 1;
+            self.state.progress.images_seen += images as u64;
+            self.state.progress.ln_z = self.state.normalizer.ln_z;
+            record.step = self.state.progress.step;
+            record.step_ms = milliseconds(started.elapsed());
+            record.images_per_s = images as f64 / started.elapsed().as_secs_f64();
+            record.ln_z = self.state.progress.ln_z;
+            self.metrics.step(&record)?;
+            self.reporter.step(self.state.progress.step_in_epoch, &record);
+
+            if self.interrupt.interrupted() {
+                self.save()?;
+                return Err(self.interrupted());
+            }
+            if saved_at.elapsed() >= save_every {
+                self.save()?;
+                saved_at = Instant::now();
+            }
+        }
+        Ok(Pass::Complete)
+    }
+
+    fn step_limit_reached(&self) -> bool {
+        self.config.max_steps.is_some_and(|limit| self.state.progress.step >= limit)
+    }
+
+    /// Measures the features, remembers the best, moves on to the next epoch and saves.
+    fn end_of_epoch(&mut self) -> Result<Option<f64>> {
+        self.reporter.epoch_finished(self.state.progress.epoch);
+        let value = self.measure()?;
+        let progress = &mut self.state.progress;
+        let finished = progress.epoch;
+        let improved = value.is_some_and(|value| progress.best.is_none_or(|best| value > best));
+        if improved {
+            progress.best = value;
+            progress.best_epoch = Some(finished);
+        }
+        progress.epoch += 1;
+        progress.step_in_epoch = 0;
+        self.save()?;
+        if improved {
+            self.folder.save_best()?;
+        }
+        if self.interrupt.interrupted() && self.state.progress.epoch < self.config.epochs {
+            return Err(self.interrupted());
+        }
+        Ok(value)
+    }
+
+    /// The monitor's value, in percent, after writing it down; `None` with `--monitor none`.
+    fn measure(&mut self) -> Result<Option<f64>> {
+        if self.config.monitor == Monitor::None {
+            return Ok(None);
+        }
+        let started = Instant::now();
+        let config = &self.config;
+        let epoch = self.state.progress.epoch;
+        let input = Input::new(config.family, config.image_size, config.workers);
+        let queries = monitor::queries(&self.state.encoder, &self.splits, &input, &mut |_| {})?;
+        let mut records = Vec::new();
+        let value = match queries {
+            Some(queries) => {
+                let k = if config.monitor == Monitor::Nn { 1 } else { config.knn_k };
+                let train = &self.splits.train;
+                let neighbors = monitor::search(&queries, &self.state.bank, train, k);
+                // One search answers both: the nearest row is the first of the k.
+                let mut ks = vec![1, k];
+                ks.dedup();
+                for cell in monitor::accuracies(&neighbors, &queries, train, &ks, &[config.temperature]) {
+                    records.extend(accuracy_records(epoch, &cell));
+                }
+                records.iter().rev().find(|record| record.metric.ends_with("_top1")).map(|record| record.value)
+            }
+            None => {
+                let measured = monitor::label_free(
+                    &self.state.encoder,
+                    &self.state.bank,
+                    &self.splits.train,
+                    &config.augmentation,
+                    &input,
+                    config.seed,
+                    epoch,
+                )?;
+                let own_row_first = 100.0 * measured.own_row_first;
+                for (metric, value) in [
+                    ("view_top1", own_row_first),
+                    ("alignment", measured.alignment),
+                    ("uniformity", measured.uniformity),
+                ] {
+                    records.push(live_record(epoch, metric, value));
+                }
+                Some(own_row_first)
+            }
+        };
+        let seconds = started.elapsed().as_secs_f64();
+        for mut record in records {
+            record.seconds = seconds;
+            self.metrics.evaluation(&record)?;
+            self.reporter.evaluation(&record);
+        }
+        Ok(value)
+    }
+
+    /// Writes `last.ckpt`, unless the encoder has gone bad: then the last good one stays.
+    fn save(&mut self) -> Result<()> {
+        if let Some(name) = self.state.encoder.parameters().first_non_finite() {
+            return Err(Error::Torch {
+                context: "not saved, so that the last good checkpoint stays".into(),
+                message: format!("parameter {name} is no longer finite"),
+            });
+        }
+        self.state.progress.metrics_bytes = self.metrics.sync()?;
+        let Self { state, config, identity, folder, .. } = self;
+        state.save(config, identity, |view| folder.save_last(view))
+    }
+
+    fn interrupted(&self) -> Error {
+        let progress = &self.state.progress;
+        let path = self.folder.path().display();
+        Error::Interrupted {
+            saved: format!(
+                "saved {path} at epoch {}, step {}; go on with: lemniscate train --resume {path}",
+                progress.epoch, progress.step
+            ),
+        }
+    }
+}
+
+/// Top-1 and top-5 of one accuracy: `nn_...` for the nearest row alone, `knn_...` for a vote.
+fn accuracy_records(epoch: u64, cell: &GridCell) -> [EvalRecord; 2] {
+    let prefix = if cell.k == 1 { "nn" } else { "knn" };
+    [("top5", cell.accuracy.top5), ("top1", cell.accuracy.top1)].map(|(rank, share)| EvalRecord {
+        k: Some(cell.k as u64),
+        temperature: Some(cell.temperature),
+        ..live_record(epoch, &format!("{prefix}_{rank}"), 100.0 * share)
+    })
+}
+
+/// A measurement of embeddings against the live bank.
+fn live_record(epoch: u64, metric: &str, value: f64) -> EvalRecord {
+    EvalRecord {
+        epoch,
+        metric: metric.into(),
+        value,
+        bank: "live".into(),
+        layer: "embedding".into(),
+        ..EvalRecord::default()
+    }
+}
+
+fn milliseconds(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1e3
+}

@@ -1,0 +1,49 @@
+# Everything a newcomer or CI needs. Each target makes what it depends on.
+PYTHON ?= python3
+CARGO ?= cargo
+
+.PHONY: help libtorch build demo test check fmt clippy doc licences bench clean
+
+help:
+	@echo "make demo    train on generated images, test the features, draw neighbours (about three minutes)"
+	@echo "make test    build and run all tests"
+	@echo "make build   the optimised program: target/release/lemniscate"
+	@echo "make check   what CI runs: format, clippy, tests, docs, licences"
+	@echo "make bench   side-by-side measurements against PyTorch (installs it into a cache first)"
+
+libtorch:
+	@$(PYTHON) scripts/libtorch.py
+
+build: libtorch
+	$(CARGO) build --release
+
+demo: build
+	@rm -rf runs/demo
+	@mkdir -p runs
+	target/release/lemniscate train --config scripts/demo.toml --out runs/demo
+	target/release/lemniscate eval runs/demo --picture runs/demo/neighbors.png
+	@echo "curves: runs/demo/curves.svg   neighbours: runs/demo/neighbors.png"
+
+test: libtorch
+	$(CARGO) test
+
+fmt:
+	$(CARGO) fmt --check
+
+clippy: libtorch
+	$(CARGO) clippy --all-targets -- -D warnings
+
+doc: libtorch
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps
+
+# The licences of all dependencies against deny.toml; part of `make test` too.
+licences: libtorch
+	$(CARGO) test --test licences
+
+check: fmt clippy test doc licences
+
+bench: build
+	$(PYTHON) benches/side_by_side.py
+
+clean:
+	$(CARGO) clean

@@ -1,0 +1,76 @@
+//! Times the objectives with their gradients and the neighbour search; one JSON line each, medians of several runs.
+//! `benches/objective.py` prints the same lines for PyTorch. `cargo bench --bench objective [-- FILTER]` runs the
+//! cases whose name contains FILTER.
+
+use lemniscate::bank::{MemoryBank, Negatives, Noise};
+use lemniscate::eval::knn;
+use lemniscate::objective::{nce, softmax};
+use std::time::Instant;
+
+/// Milliseconds of one call: the median of at least 5 runs, more for short ones.
+fn median_ms(mut call: impl FnMut()) -> f64 {
+    call();
+    let begin = Instant::now();
+    let mut times = Vec::new();
+    while times.len() < 5 || (begin.elapsed().as_secs_f64() < 1.0 && times.len() < 101) {
+        let start = Instant::now();
+        call();
+        times.push(start.elapsed().as_secs_f64() * 1e3);
+    }
+    times.sort_by(f64::total_cmp);
+    times[times.len() / 2]
+}
+
+#[allow(clippy::print_stdout)]
+fn report(case: &str, n: usize, batch: usize, k: usize, ms: f64) {
+    println!("{{\"case\":\"{case}\",\"n\":{n},\"b\":{batch},\"k\":{k},\"ms\":{ms:.2},\"by\":\"lemniscate\"}}");
+}
+
+fn main() {
+    let filter = std::env::args().skip(1).find(|argument| !argument.starts_with('-')).unwrap_or_default();
+    let dim = 128;
+    for (n, batch) in [(50_000, 128), (1_280_000, 256)] {
+        let bank = MemoryBank::random(n, dim, 1);
+        let queries = MemoryBank::random(batch, dim, 2);
+        let features: Vec<f32> = queries
+            .rows()
+            .chunks_exact(dim)
+            .flat_map(|row| {
+                let norm = row.iter().map(|x| x * x).sum::<f32>().sqrt();
+                row.iter().map(move |x| x / norm)
+            })
+            .collect();
+        let indices: Vec<u32> = (0..batch as u32).map(|b| b * 97).collect();
+        let noise = Noise::Uniform { n: n as u32 };
+        for k in [4096, 65_536] {
+            let drawn = Negatives::Drawn { noise: &noise, seed: 1, step: 1, k };
+            if "nce".contains(&filter) {
+                let ms = median_ms(|| {
+                    nce::loss(&features, &bank, &indices, &drawn, 0.07, 11.6, &noise);
+                });
+                report("nce", n, batch, k, ms);
+            }
+            if "sampled".contains(&filter) {
+                let ms = median_ms(|| {
+                    softmax::sampled(&features, &bank, &indices, &drawn, 0.07);
+                });
+                report("sampled", n, batch, k, ms);
+            }
+        }
+        if "full".contains(&filter) {
+            let ms = median_ms(|| {
+                softmax::full(&features, &bank, &indices, 0.07, &[]);
+            });
+            report("full", n, batch, 0, ms);
+        }
+        if "knn".contains(&filter) {
+            for q in [1, if n == 50_000 { 10_000 } else { batch }] {
+                let queries = MemoryBank::random(q, dim, 3);
+                let ms = median_ms(|| {
+                    knn::nearest(queries.rows(), bank.rows(), dim, 200, knn::SearchOptions::default());
+                });
+                report("knn", n, q, 200, ms);
+            }
+        }
+    }
+}

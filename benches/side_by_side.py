@@ -1,0 +1,114 @@
+#!/usr/bin/env python3
+"""Measures lemniscate beside PyTorch on this machine, in turn, and prints a table of medians and ratios.
+
+    make bench                                      generated data, everything
+    benches/side_by_side.py --cifar DIR --photos DIR --rounds 5 --only train,loader,objective
+
+Sides alternate within each round, so a busy machine slows both; ratios are medians of the rounds' ratios. PyTorch
+and torchvision are installed once into a virtual environment in the cache, or taken from --python.
+"""
+import argparse
+import json
+import os
+import platform
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+PROGRAM = HERE.parent / "target/release/lemniscate"
+
+
+def peer_python():
+    """The Python of a virtual environment with torch and torchvision, made on first use."""
+    cache = Path(os.environ.get("LEMNISCATE_CACHE") or os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    home = cache / "lemniscate-bench-venv"
+    python = home / "bin/python"
+    if not (home / "complete").exists():
+        print("installing PyTorch and torchvision for comparison (several GB, once)", flush=True)
+        subprocess.run([sys.executable, "-m", "venv", "--clear", home], check=True)
+        subprocess.run([python, "-m", "pip", "install", "--quiet", "torch==2.11.0", "torchvision", "numpy", "pillow"], check=True)
+        (home / "complete").touch()
+    return python
+
+
+def run(command):
+    """The last JSON object that `command` prints."""
+    output = subprocess.run([str(part) for part in command], check=True, capture_output=True, text=True).stdout
+    return [json.loads(line) for line in output.splitlines() if line.startswith("{")]
+
+
+def random_cifar(folder, images=10_000):
+    """Noise in CIFAR's binary layout: enough for timing."""
+    generator = random.Random(0)
+    for name, count in [("data_batch_1.bin", images), ("test_batch.bin", 256)]:
+        (folder / name).write_bytes(b"".join(bytes([i % 10]) + generator.randbytes(3072) for i in range(count)))
+    return folder
+
+
+def ours_train(data, k, precision, steps, warmup, scratch):
+    """Images per second and the parts of a step, from a run's own metrics."""
+    out = Path(tempfile.mkdtemp(dir=scratch)) / "run"
+    flags = ["--preset", "cifar", "--nce-k", k, "--precision", precision, "--monitor", "none", "--quiet",
+             "--max-steps", warmup + steps, "--out", out]
+    subprocess.run([str(p) for p in [PROGRAM, "train", data, *flags]], check=True)
+    records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    timed = [r for r in records if r["kind"] == "step"][warmup:]
+    seconds = sum(r["step_ms"] for r in timed) / 1e3
+    parts = ("data_ms", "forward_ms", "objective_ms", "backward_ms", "update_ms")
+    return {"images_per_s": len(timed) * 128 / seconds, **{p: statistics.median(r[p] for r in timed) for p in parts}}
+
+
+def compare(title, rounds, ours, theirs):
+    """Alternates the two, prints each key's medians and ratio."""
+    pairs = [(ours(), theirs()) for _ in range(rounds)]
+    print(f"\n### {title}\n\n| | lemniscate | PyTorch | ratio |\n|---|---|---|---|")
+    for key in pairs[0][0]:
+        if key not in pairs[0][1] or not isinstance(pairs[0][0][key], (int, float)):
+            continue
+        left, right = ([pair[side][key] for pair in pairs] for side in (0, 1))
+        faster_is_more = key.endswith("per_s")
+        ratios = [(a / b if faster_is_more else b / a) if a and b else float("nan") for a, b in zip(left, right)]
+        print(f"| {key} | {statistics.median(left):.1f} | {statistics.median(right):.1f} | {statistics.median(ratios):.2f}× |")
+    sys.stdout.flush()
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--cifar", type=Path, help="folder of CIFAR-10 binary files [default: generated noise]")
+    parser.add_argument("--photos", type=Path, help="folder of JPEG photos for the loader at 224 px")
+    parser.add_argument("--python", help="a Python that has torch and torchvision")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--only", default="train,loader,objective")
+    args = parser.parse_args()
+    python = args.python or peer_python()
+    wanted = args.only.split(",")
+    cpu = next((l.split(":")[1].strip() for l in open("/proc/cpuinfo") if l.startswith("model name")), platform.processor()) if Path("/proc/cpuinfo").exists() else platform.processor()
+    print(f"machine: {cpu}, {os.cpu_count()} cores; {args.rounds} alternating rounds, medians", flush=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        scratch = Path(scratch)
+        if "train" in wanted:
+            data = args.cifar or random_cifar(scratch)
+            for k in (4096, 0):
+                for mode, precision in (("classic", "fp32"), ("modern", "auto")):
+                    compare(f"Training, CIFAR ResNet-18, batch 128, K={k}, {precision} beside PyTorch {mode}", args.rounds,
+                            lambda: ours_train(data, k, precision, args.steps, 3, scratch),
+                            lambda: run([python, HERE / "torch_train.py", data, "--mode", mode, "--n-negatives", k, "--steps", args.steps])[-1])
+        if "loader" in wanted and args.photos:
+            for size in (224, 32):
+                timing = [args.photos, "--size", size, "--seconds", 5]
+                compare(f"Loading on one core, {size} px from {args.photos.name}", args.rounds,
+                        lambda: run(["cargo", "bench", "--quiet", "--bench", "loader", "--", *timing])[-1],
+                        lambda: run([python, HERE / "loader.py", *timing])[-1])
+        if "objective" in wanted:
+            ours = lambda: {r["case"]: r["ms"] for r in run(["cargo", "bench", "--quiet", "--bench", "objective"])}
+            theirs = lambda: {r["case"]: r["ms"] for r in run([python, HERE / "objective.py"])}
+            compare("Loss and gradient, milliseconds", args.rounds, ours, theirs)
+
+
+if __name__ == "__main__":
+    main()

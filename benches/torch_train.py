@@ -1,0 +1,119 @@
+"""The PyTorch side of benches/side_by_side.py: instance discrimination as a PyTorch user would write it.
+
+Trains a CIFAR ResNet-18 for a few steps on a folder of CIFAR binary files and prints one JSON object: images per
+second end to end and the median milliseconds of each part of a step. --mode classic is fp32, NCHW; --mode modern
+is bfloat16 autocast, channels-last. Both load with DataLoader workers and PIL transforms.
+"""
+import argparse
+import glob
+import json
+import os
+import statistics
+import time
+
+import numpy as np
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+import torchvision
+import torchvision.transforms as T
+from PIL import Image
+
+parser = argparse.ArgumentParser()
+parser.add_argument("data", help="folder with data_batch_*.bin")
+parser.add_argument("--mode", choices=["classic", "modern"], default="modern")
+parser.add_argument("--n-negatives", type=int, default=4096)
+parser.add_argument("--batch-size", type=int, default=128)
+parser.add_argument("--workers", type=int, default=2)
+parser.add_argument("--warmup", type=int, default=3)
+parser.add_argument("--steps", type=int, default=10)
+args = parser.parse_args()
+torch.manual_seed(0)
+DIM, TEMPERATURE, BANK_MOMENTUM = 128, 0.1, 0.5
+
+
+class Cifar(torch.utils.data.Dataset):
+    def __init__(self, folder, transform):
+        files = sorted(glob.glob(os.path.join(folder, "data_batch_*.bin")))
+        records = np.concatenate([np.fromfile(f, np.uint8).reshape(-1, 3073) for f in files])
+        self.pixels = records[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+        self.transform = transform
+
+    def __len__(self):
+        return len(self.pixels)
+
+    def __getitem__(self, i):
+        return self.transform(Image.fromarray(self.pixels[i])), i
+
+
+transform = T.Compose([
+    T.RandomResizedCrop(32, scale=(0.2, 1.0)), T.ColorJitter(0.4, 0.4, 0.4, 0.4), T.RandomGrayscale(0.2),
+    T.ToTensor(), T.Normalize((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))])
+data = Cifar(args.data, transform)
+loader = torch.utils.data.DataLoader(data, args.batch_size, shuffle=True, num_workers=args.workers, drop_last=True,
+                                     persistent_workers=args.workers > 0)
+net = torchvision.models.resnet18(num_classes=DIM)
+net.conv1, net.maxpool = nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.Identity()
+modern = args.mode == "modern"
+if modern:
+    net = net.to(memory_format=torch.channels_last)
+optimizer = torch.optim.SGD(net.parameters(), 0.03, momentum=0.9, weight_decay=5e-4)
+n = len(data)
+bank = F.normalize(torch.randn(n, DIM))
+normalizer = None
+
+
+def embed(images):
+    if modern:
+        images = images.contiguous(memory_format=torch.channels_last)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=modern):
+        out = net(images)
+    return F.normalize(out.float())
+
+
+def objective(v, index):
+    global normalizer
+    if args.n_negatives == 0:
+        return F.cross_entropy(v @ bank.t() / TEMPERATURE, index)
+    draws = torch.randint(n, (len(index), args.n_negatives + 1))
+    draws[:, 0] = index
+    rows = bank.index_select(0, draws.view(-1)).view(len(index), -1, DIM)
+    scores = torch.bmm(rows, v.unsqueeze(2)).squeeze(2).div(TEMPERATURE).exp()
+    if normalizer is None:
+        normalizer = scores.mean().item() * n
+    p, c = scores / normalizer, args.n_negatives / n
+    return -(torch.log(p[:, 0] / (p[:, 0] + c + 1e-7)).sum() + torch.log(c / (p[:, 1:] + c + 1e-7)).sum()) / len(index)
+
+
+def batches():
+    while True:
+        yield from loader
+
+
+parts = {name: [] for name in ("data_ms", "forward_ms", "objective_ms", "backward_ms", "update_ms")}
+source = batches()
+started = None
+for step in range(args.warmup + args.steps):
+    if step == args.warmup:
+        started = time.perf_counter()
+    marks = [time.perf_counter()]
+    images, index = next(source)
+    marks.append(time.perf_counter())
+    v = embed(images)
+    marks.append(time.perf_counter())
+    loss = objective(v, index)
+    marks.append(time.perf_counter())
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    with torch.no_grad():
+        bank[index] = F.normalize(bank[index] * BANK_MOMENTUM + v.detach() * (1 - BANK_MOMENTUM))
+    marks.append(time.perf_counter())
+    optimizer.step()
+    loss.item()
+    marks.append(time.perf_counter())
+    if step >= args.warmup:
+        for name, begin, end in zip(parts, marks, marks[1:]):
+            parts[name].append(1e3 * (end - begin))
+seconds = time.perf_counter() - started
+print(json.dumps({"images_per_s": args.steps * args.batch_size / seconds,
+                  **{name: statistics.median(values) for name, values in parts.items()}}))

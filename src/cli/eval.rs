@@ -1,0 +1,347 @@
+//! `lemniscate eval`: weighted kNN of a checkpoint's features.
+
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use super::inputs::bar;
+use super::say;
+use super::settings::Settings;
+use crate::bank::MemoryBank;
+use crate::config::name_of;
+use crate::data::dataset::{Dataset, Splits};
+use crate::data::detect::{self, DataFormat, OpenOptions};
+use crate::error::{Error, Result};
+use crate::eval::features::{Input, embed_all};
+use crate::eval::knn::{GridCell, Neighbors};
+use crate::eval::monitor::{self, Queries};
+use crate::model::Encoder;
+use crate::model::device::DeviceChoice;
+use crate::report::contact_sheet::{self, Tile, contact_sheet};
+use crate::train::start::{self, Found};
+use crate::train::state::{load_bank, load_encoder};
+
+/// What queries are compared with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Source {
+    /// The bank as training left it.
+    Live,
+    /// Features of the training images, computed now with test-time preprocessing.
+    Recomputed,
+    /// Each in turn.
+    Both,
+}
+
+/// Flags of `lemniscate eval`.
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// A checkpoint, or a run folder (its newest checkpoint)
+    #[arg(value_name = "CKPT|RUN")]
+    checkpoint: PathBuf,
+    /// The images [default: those of the run]
+    #[arg(value_name = "DATA")]
+    data: Option<PathBuf>,
+    /// Neighbours that vote; a list tries each
+    #[arg(short, long = "knn-k", value_delimiter = ',', default_value = "200")]
+    k: Vec<usize>,
+    /// Temperature of the vote; a list tries each [default: the checkpoint's]
+    #[arg(short, long, value_delimiter = ',')]
+    temperature: Vec<f64>,
+    /// What the queries are compared with
+    #[arg(long, value_enum, default_value = "recomputed")]
+    bank: Source,
+    /// How DATA is laid out; detected unless given
+    #[arg(long, value_enum)]
+    data_format: Option<DataFormat>,
+    /// Test images kept elsewhere than in DATA
+    #[arg(long, value_name = "PATH")]
+    test_data: Option<PathBuf>,
+    /// Decoding threads [default: the checkpoint's]
+    #[arg(short = 'j', long)]
+    workers: Option<usize>,
+    /// auto, cpu, cuda, cuda:N or mps
+    #[arg(long, default_value = "auto")]
+    device: DeviceChoice,
+    /// Also draw some queries with their nearest training images into this PNG
+    #[arg(long, value_name = "FILE")]
+    picture: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// What to test, and how.
+pub struct Request {
+    checkpoint: PathBuf,
+    data: Option<PathBuf>,
+    ks: Vec<usize>,
+    temperatures: Vec<f64>,
+    source: Source,
+    data_format: Option<DataFormat>,
+    test_data: Option<PathBuf>,
+    workers: Option<usize>,
+    device: DeviceChoice,
+    picture: Option<PathBuf>,
+    json: bool,
+}
+
+impl Request {
+    /// The test of `train --resume CHECKPOINT --evaluate`: k = 200 and T of the checkpoint as published, against both
+    /// banks. Of the training flags those that mean something here are taken, the others passed over, as published.
+    ///
+    /// # Errors
+    /// If a value cannot be taken over.
+    pub fn of(checkpoint: &Path, data: Option<PathBuf>, settings: &Settings) -> Result<Self> {
+        let mut flags = settings.layer()?;
+        let mut take = |key: &str| flags.remove(key);
+        let wrong = |e: toml::de::Error| Error::usage(e.to_string().trim().to_owned());
+        let ks = match take("knn-k") {
+            Some(k) => vec![k.try_into().map_err(wrong)?],
+            None => vec![200],
+        };
+        let temperatures = match take("temperature") {
+            Some(t) => vec![t.try_into().map_err(wrong)?],
+            None => Vec::new(),
+        };
+        let device = take("device").map(toml::Value::try_into).transpose().map_err(wrong)?;
+        let workers = take("workers").map(toml::Value::try_into).transpose().map_err(wrong)?;
+        Ok(Self {
+            checkpoint: checkpoint.to_owned(),
+            data,
+            ks,
+            temperatures,
+            source: Source::Both,
+            data_format: settings.data_format(),
+            test_data: settings.test_data.clone(),
+            workers,
+            device: device.unwrap_or(DeviceChoice::Auto),
+            picture: None,
+            json: false,
+        })
+    }
+}
+
+/// Tests a checkpoint and prints the numbers.
+pub fn run(arguments: Arguments) -> Result<()> {
+    evaluate(&Request {
+        checkpoint: arguments.checkpoint,
+        data: arguments.data,
+        ks: arguments.k,
+        temperatures: arguments.temperature,
+        source: arguments.bank,
+        data_format: arguments.data_format,
+        test_data: arguments.test_data,
+        workers: arguments.workers,
+        device: arguments.device,
+        picture: arguments.picture,
+        json: arguments.json,
+    })
+}
+
+#[derive(Serialize)]
+struct Row {
+    bank: Source,
+    k: usize,
+    temperature: f64,
+    top1: f64,
+    top5: f64,
+}
+
+/// See [`run`].
+pub fn evaluate(request: &Request) -> Result<()> {
+    if let Some(t) = request.temperatures.iter().find(|t| !(t.is_finite() && **t > 0.0)) {
+        return Err(Error::usage(format!("--temperature must be positive, found {t}")));
+    }
+    if request.ks.contains(&0) {
+        return Err(Error::usage("-k must be at least 1"));
+    }
+    let found = start::find(&request.checkpoint)?;
+    if let Some(warning) = &found.warning {
+        eprintln!("note: {warning}");
+    }
+    let config = &found.saved.config;
+    let device = request.device.resolve()?;
+    let splits = open_data(request, &found)?;
+    let encoder = load_encoder(&found.checkpoint, config, device)?;
+    let input = Input::new(config.family, config.image_size, request.workers.unwrap_or(config.workers));
+    let temperatures =
+        if request.temperatures.is_empty() { vec![config.temperature] } else { request.temperatures.clone() };
+    let sources: &[Source] = match request.source {
+        Source::Both => &[Source::Live, Source::Recomputed],
+        Source::Live => &[Source::Live],
+        Source::Recomputed => &[Source::Recomputed],
+    };
+    let queries = with_bar(splits.test.as_ref().map_or(0, Dataset::len), "embedding test images", |progress| {
+        monitor::queries(&encoder, &splits, &input, progress)
+    })?;
+    if !request.json {
+        say(describe(&found, &splits))?;
+    }
+    let largest = request.ks.iter().copied().max().unwrap_or(1);
+    let mut rows = Vec::new();
+    let mut drawn = None;
+    for &source in sources {
+        let bank = bank_of(source, &found, &encoder, &splits, &input)?;
+        let Some(queries) = &queries else {
+            report_label_free(request, source, &encoder, &bank, &splits, &input, &found)?;
+            continue;
+        };
+        let neighbors = monitor::search(queries, &bank, &splits.train, largest);
+        for GridCell { k, temperature, accuracy } in
+            monitor::accuracies(&neighbors, queries, &splits.train, &request.ks, &temperatures)
+        {
+            rows.push(Row { bank: source, k, temperature, top1: accuracy.top1, top5: accuracy.top5 });
+        }
+        drawn = Some(neighbors);
+    }
+    if queries.is_some() {
+        print_rows(request, &rows, splits.train.n_classes())?;
+    }
+    match (&request.picture, queries, drawn) {
+        (Some(path), Some(queries), Some(neighbors)) => draw(path, &splits, &queries, &neighbors),
+        (Some(_), _, _) => Err(Error::usage("--picture frames neighbours by class, and this data has no labels")),
+        (None, _, _) => Ok(()),
+    }
+}
+
+/// The data to test on, with the checkpoint's quarantine where it is the data of the run.
+fn open_data(request: &Request, found: &Found) -> Result<Splits> {
+    let config = &found.saved.config;
+    let own = request.data.is_none();
+    let path = request.data.as_deref().unwrap_or(&config.data);
+    let options = OpenOptions {
+        seed: config.seed,
+        test_path: request.test_data.clone().or(if own { config.test_data.clone() } else { None }),
+        ..OpenOptions::default()
+    };
+    let format = request.data_format.or(own.then_some(config.data_format));
+    let mut splits = detect::open(path, format, &options)?;
+    if splits.train.len() == found.saved.data.images && !found.saved.data.quarantined.is_empty() {
+        splits.train = splits.train.with_quarantine(&found.saved.data.quarantined)?;
+    }
+    Ok(splits)
+}
+
+/// The rows that queries are compared with.
+fn bank_of(source: Source, found: &Found, encoder: &Encoder, splits: &Splits, input: &Input) -> Result<MemoryBank> {
+    let train = &splits.train;
+    if source == Source::Live {
+        if start::identify(train)?.fingerprint != found.saved.data.fingerprint {
+            return Err(Error::Data {
+                path: splits.root.clone(),
+                reason: "these are not the images that the live bank's rows belong to".into(),
+                hint: Some("--bank recomputed computes the features of these images".into()),
+            });
+        }
+        return load_bank(&found.checkpoint);
+    }
+    let (indices, features) =
+        with_bar(train.len(), "embedding training images", |progress| embed_all(encoder, train, input, progress))?;
+    let dim = encoder.config().embed_dim as usize;
+    // Rows of quarantined images stay zero; the search passes over them.
+    let mut rows = vec![0.0; train.len() * dim];
+    for (&index, feature) in indices.iter().zip(features.chunks_exact(dim)) {
+        rows[index as usize * dim..][..dim].copy_from_slice(feature);
+    }
+    Ok(MemoryBank::from_rows(train.len(), dim, rows))
+}
+
+fn describe(found: &Found, splits: &Splits) -> String {
+    let config = &found.saved.config;
+    let queries = match &splits.test {
+        Some(test) => format!("{} test images", test.len()),
+        None => "leave-one-out on the training images (there is no test split)".into(),
+    };
+    format!(
+        "{}: {} ({}), {}-d, after epoch {} (step {})\n{}: {} training images; {queries}",
+        found.path().display(),
+        name_of(config.arch),
+        name_of(config.family),
+        config.embed_dim,
+        found.saved.progress.epoch,
+        found.saved.progress.step,
+        splits.root.display(),
+        splits.train.len(),
+    )
+}
+
+fn print_rows(request: &Request, rows: &[Row], n_classes: usize) -> Result<()> {
+    if request.json {
+        for row in rows {
+            say(serde_json::to_string(row).map_err(|e| Error::usage(format!("JSON: {e}")))?)?;
+        }
+        return Ok(());
+    }
+    say("weighted kNN        k       T   top-1   top-5")?;
+    for row in rows {
+        say(format_args!(
+            "{:<12}  {:>7}  {:>6}  {:>6.2}  {:>6.2}",
+            name_of(row.bank),
+            row.k,
+            row.temperature,
+            100.0 * row.top1,
+            100.0 * row.top5
+        ))?;
+    }
+    say(format_args!("chance: {:.2} %", 100.0 / n_classes as f64))
+}
+
+fn report_label_free(
+    request: &Request,
+    source: Source,
+    encoder: &Encoder,
+    bank: &MemoryBank,
+    splits: &Splits,
+    input: &Input,
+    found: &Found,
+) -> Result<()> {
+    let config = &found.saved.config;
+    let epoch = found.saved.progress.epoch;
+    let measured =
+        monitor::label_free(encoder, bank, &splits.train, &config.augmentation, input, config.seed, epoch)?;
+    if request.json {
+        return say(serde_json::json!({
+            "bank": source, "own_row_first": measured.own_row_first,
+            "alignment": measured.alignment, "uniformity": measured.uniformity, "images": measured.images,
+        }));
+    }
+    say(format_args!(
+        "no labels, so no kNN accuracy; {} bank, {} second views: own row first {:.2} %, alignment {:.4}, uniformity {:.4}",
+        name_of(source),
+        measured.images,
+        100.0 * measured.own_row_first,
+        measured.alignment,
+        measured.uniformity
+    ))
+}
+
+/// Queries and neighbours in the picture.
+const PICTURE_ROWS: usize = 10;
+const PICTURE_NEIGHBORS: usize = 12;
+
+/// One row per query: itself, then its nearest training images, framed by whether the class agrees.
+fn draw(path: &Path, splits: &Splits, queries: &Queries, neighbors: &Neighbors) -> Result<()> {
+    let asked = splits.test.as_ref().unwrap_or(&splits.train);
+    let n = queries.indices.len();
+    let mut rows = Vec::new();
+    for j in 0..PICTURE_ROWS.min(n) {
+        let q = j * n / PICTURE_ROWS.min(n);
+        let mut row = vec![Tile { image: asked.load(queries.indices[q] as usize)?, frame: None }];
+        for &i in neighbors.of(q).0.iter().take(PICTURE_NEIGHBORS) {
+            let same = splits.train.label(i as usize) == Some(queries.labels[q]);
+            let frame = Some(if same { contact_sheet::SAME } else { contact_sheet::OTHER });
+            row.push(Tile { image: splits.train.load(i as usize)?, frame });
+        }
+        rows.push(row);
+    }
+    let sheet = contact_sheet(&rows, 64);
+    sheet.save(path).map_err(|e| Error::io(path, "write the picture", std::io::Error::other(e)))
+}
+
+fn with_bar<T>(total: usize, what: &'static str, work: impl FnOnce(&mut dyn FnMut(usize)) -> Result<T>) -> Result<T> {
+    let bar = bar(total, what);
+    let result = work(&mut |done| bar.set_position(done as u64));
+    bar.finish_and_clear();
+    result
+}

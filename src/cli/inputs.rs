@@ -1,0 +1,82 @@
+//! What several commands do with their arguments: opening data, scanning it, choosing a preset, progress bars.
+
+use std::path::{Path, PathBuf};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use crate::config::Preset;
+use crate::data::dataset::Dataset;
+use crate::data::detect::DataFormat;
+use crate::data::scan::{ScanReport, scan};
+use crate::error::{Error, Result};
+
+/// A progress bar on a terminal, nothing elsewhere; it draws on standard error, so output can be piped.
+pub fn bar(total: usize, what: &'static str) -> ProgressBar {
+    let target = if std::env::var_os("LEMNISCATE_NO_PROGRESS").is_some() {
+        ProgressDrawTarget::hidden()
+    } else {
+        ProgressDrawTarget::stderr()
+    };
+    let style = ProgressStyle::with_template("{msg} {wide_bar} {human_pos}/{human_len} {per_sec} {eta}")
+        .unwrap_or_else(|_| ProgressStyle::default_bar());
+    let bar = ProgressBar::with_draw_target(Some(total as u64), target).with_style(style);
+    bar.set_message(what);
+    bar
+}
+
+/// Decodes every image once, in parallel, and says what was found.
+///
+/// # Errors
+/// If the threads cannot be started; an unreadable image is part of the report.
+pub fn scan_with_progress(dataset: &Dataset, threads: usize) -> Result<ScanReport> {
+    let bar = bar(dataset.len(), "reading images");
+    let report = scan(dataset, &|done| bar.set_position(done as u64), threads);
+    bar.finish_and_clear();
+    report
+}
+
+/// A data path as a configuration keeps it: absolute, so that the run can be repeated from any folder.
+///
+/// # Errors
+/// If the current folder cannot be told.
+pub fn stored_path(data: &Path, format: DataFormat) -> Result<PathBuf> {
+    if format == DataFormat::Synthetic {
+        return Ok(data.to_owned());
+    }
+    std::path::absolute(data).map_err(|e| Error::io(data, "make absolute", e))
+}
+
+/// Number of images looked at to choose a preset.
+const LOOKED_AT: usize = 9;
+
+/// Images whose short side is at most this many pixels are trained with the CIFAR settings.
+const SMALL_SIDE: u32 = 64;
+
+/// The published settings that fit the images: by the median short side of a few of them.
+///
+/// # Errors
+/// If none of them can be read.
+pub fn preset_for(data: &Dataset) -> Result<Preset> {
+    let n = data.len();
+    let mut first_error = None;
+    let mut sides = Vec::new();
+    for i in 0..LOOKED_AT.min(n) {
+        match data.load(i * n / LOOKED_AT.min(n)) {
+            Ok(image) => sides.push(image.width().min(image.height())),
+            Err(error) => first_error = first_error.or(Some(error)),
+        }
+    }
+    sides.sort_unstable();
+    match (sides.get(sides.len() / 2), first_error) {
+        (Some(&side), _) if side <= SMALL_SIDE => Ok(Preset::Cifar),
+        (Some(_), _) => Ok(Preset::Imagenet),
+        (None, Some(error)) => Err(error),
+        (None, None) => Err(Error::usage("the data set is empty")),
+    }
+}
+
+/// The last part of a data path, for a run's name.
+pub fn data_name(path: &Path) -> String {
+    let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy();
+    name.chars().map(|c| if c.is_alphanumeric() || "-_.".contains(c) { c } else { '-' }).collect()
+}

@@ -1,0 +1,366 @@
+//! `lemniscate train`: start a run, repeat one from its configuration, or go on with one.
+
+use std::path::{Path, PathBuf};
+
+use super::inputs::{bar, data_name, preset_for, scan_with_progress, stored_path};
+use super::settings::Settings;
+use super::{eval, say};
+use crate::checkpoint::atomic;
+use crate::checkpoint::run_folder::{self, RunFolder};
+use crate::checkpoint::signals::Interrupt;
+use crate::config::{BankInit, Monitor, ObjectiveKind, Preset, TrainConfig, name_of, read_layer};
+use crate::data::dataset::{Dataset, Splits};
+use crate::data::detect::{self, DataFormat, OpenOptions};
+use crate::error::{Error, Result};
+use crate::model::Encoder;
+use crate::report::{MetricsWriter, curves, metrics, Reporter, SilentReporter, progress};
+use crate::train::start::{self, Found};
+use crate::train::state::{DataIdentity, TrainState};
+use crate::train::step::Objective;
+use crate::train::{self, Session, Summary};
+
+/// Flags of `lemniscate train`.
+#[derive(clap::Args)]
+#[command(after_help = "Settings come from the preset, then --config, then flags. A resumed run takes them from its \
+checkpoint.\n\nExamples:\n  lemniscate train photos/\n  lemniscate train cifar-10-batches-bin --nce-k 0\n  \
+lemniscate train imagenet/ --arch resnet18 -j 32 --nce-k 4096 --nce-t 0.07 --lr 0.03 --nce-m 0.5 --low-dim 128 -b 256\n  \
+lemniscate train --resume runs/photos-resnet18")]
+pub struct Arguments {
+    /// A folder of images, a list file, CIFAR or MNIST files, an archive, or `synthetic`
+    #[arg(value_name = "DATA")]
+    data: Option<PathBuf>,
+    /// Repeat the run that this config.toml describes; flags override it
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Published settings to start from [default: chosen from the size of the images]
+    #[arg(long, value_enum)]
+    preset: Option<Preset>,
+    /// Go on with a run folder or checkpoint
+    #[arg(long, value_name = "RUN|FILE", conflicts_with_all = ["config", "preset", "pretrained"])]
+    resume: Option<PathBuf>,
+    /// Test the features of --resume with weighted kNN, and train nothing
+    #[arg(short, long, visible_alias = "test-only", requires = "resume")]
+    evaluate: bool,
+    /// Start from the encoder of a checkpoint, with a new bank
+    #[arg(long, value_name = "FILE")]
+    pretrained: Option<PathBuf>,
+    /// The run folder [default: a new one under runs/]
+    #[arg(short, long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Resume although the names, sizes or labels of the images have changed
+    #[arg(long, requires = "resume")]
+    accept_changed_data: bool,
+    /// Do not decode every image once before training
+    #[arg(long)]
+    skip_scan: bool,
+    /// Say nothing but errors
+    #[arg(short, long)]
+    quiet: bool,
+    #[command(flatten)]
+    settings: Settings,
+    /// Processes; one process uses the whole machine, so only 1 is accepted
+    #[arg(long, hide_short_help = true, value_name = "N", help_heading = "Published flags without effect")]
+    world_size: Option<usize>,
+    /// Accepted, without effect
+    #[arg(long, hide_short_help = true, help_heading = "Published flags without effect")]
+    dist_url: Option<String>,
+    /// Accepted, without effect
+    #[arg(long, hide_short_help = true, help_heading = "Published flags without effect")]
+    dist_backend: Option<String>,
+}
+
+/// Trains, or tests with `--evaluate`.
+pub fn run(arguments: Arguments) -> Result<()> {
+    if let Some(n) = arguments.world_size.filter(|&n| n != 1) {
+        return Err(Error::Usage {
+            message: format!("--world-size {n}: training runs in one process"),
+            hint: Some("one process uses every core; drop the flag".into()),
+        });
+    }
+    match (&arguments.resume, arguments.evaluate) {
+        (Some(path), true) => eval::evaluate(&eval::Request::of(path, arguments.data.clone(), &arguments.settings)?),
+        (Some(path), false) => resume(path, &arguments),
+        (None, _) => fresh(&arguments),
+    }
+}
+
+fn fresh(arguments: &Arguments) -> Result<()> {
+    let file = arguments.config.as_deref().map(read_layer).transpose()?.unwrap_or_default();
+    let flags = arguments.settings.layer()?;
+    let data = match (&arguments.data, file.get("data").and_then(|v| v.as_str())) {
+        (Some(path), _) => path.clone(),
+        (None, Some(path)) => PathBuf::from(path),
+        (None, None) => {
+            return Err(Error::Usage {
+                message: "no data given".into(),
+                hint: Some("lemniscate train DATA; to see it work without any: lemniscate train synthetic".into()),
+            });
+        }
+    };
+    // Listing files uses the same threads as training, so their number is settled first.
+    set_threads(layered(&flags, &file, "threads").and_then(toml::Value::as_integer).unwrap_or(0) as usize)?;
+    let seed = layered(&flags, &file, "seed").and_then(toml::Value::as_integer).unwrap_or(0) as u64;
+    let test_path = layered(&flags, &file, "test-data").and_then(toml::Value::as_str).map(PathBuf::from);
+    // A format in the configuration belongs to the data named there.
+    let format = match (arguments.settings.data_format(), &arguments.data, file.get("data-format")) {
+        (None, None, Some(named)) => {
+            Some(named.clone().try_into().map_err(|e: toml::de::Error| Error::usage(e.to_string()))?)
+        }
+        (given, _, _) => given,
+    };
+    // The index is written while the files are listed, before there is a run folder to keep it in.
+    let index = tempfile::tempdir().map_err(|e| Error::io(std::env::temp_dir(), "create a folder", e))?;
+    let index_dir = Some(index.path().to_owned());
+    let splits = detect::open(&data, format, &OpenOptions { seed, test_path, index_dir, ..OpenOptions::default() })?;
+    let preset = match arguments.preset {
+        Some(preset) => preset,
+        None => preset_for(&splits.train)?,
+    };
+    let mut file = file;
+    for key in ["data", "data-format"] {
+        file.remove(key);
+    }
+    let stored_path = stored_path(&data, splits.format)?;
+    let config = TrainConfig::resolve(preset, &stored_path, splits.format, &[("--config", file), ("flags", flags)])?;
+    let device = config.device.resolve()?;
+    let config = TrainConfig { precision: config.precision.resolve(device).into(), ..config };
+    for note in &splits.notes {
+        warn(arguments, note);
+    }
+    let splits = if arguments.skip_scan { splits } else { checked(splits, &config)? };
+    let n = splits.train.len() - splits.train.quarantined().len();
+    if config.objective != ObjectiveKind::Softmax && config.n_negatives >= n {
+        warn(arguments, &format!("{} negatives from {n} images: --nce-k 0 compares with all of them and is exact", config.n_negatives));
+    }
+    if splits.train.labels().is_none() && config.monitor != Monitor::None {
+        warn(arguments, "no labels: kNN accuracy is left out; progress is how often a second view finds its own row first");
+    }
+    let noise = start::noise(&config, &splits.train)?;
+    let encoder = match &arguments.pretrained {
+        Some(path) => pretrained(path, &config, device)?,
+        None => start::fresh_encoder(&config, device),
+    };
+    let identity = start::identify(&splits.train)?;
+    let folder = match &arguments.out {
+        Some(path) => RunFolder::create(path)?,
+        None => new_folder(&config)?,
+    };
+    folder.write_text(run_folder::CONFIG, &config.to_toml()?)?;
+    write_manifest(&folder, &splits, &identity)?;
+    keep_index(index.path(), &folder)?;
+    let embedding = bar(if config.bank_init == BankInit::Features { n } else { 0 }, "filling the bank");
+    let state = start::fresh_state(&config, &splits, encoder, &mut |done| embedding.set_position(done as u64))?;
+    embedding.finish_and_clear();
+    let metrics = MetricsWriter::create(&folder.file(run_folder::METRICS))?;
+    let objective = Objective::new(&config, noise, splits.train.quarantined().to_vec());
+    // A run that is killed before its first checkpoint can be resumed too.
+    let mut parts = Parts { config, splits, identity, state, objective, folder, metrics };
+    let Parts { config, identity, state, folder, .. } = &mut parts;
+    state.save(config, identity, |view| folder.save_last(view))?;
+    go(arguments, parts)
+}
+
+fn resume(path: &Path, arguments: &Arguments) -> Result<()> {
+    let (found, folder) = start::find_to_resume(path)?;
+    if let Some(warning) = &found.warning {
+        warn(arguments, warning);
+    }
+    let mut flags = arguments.settings.layer()?;
+    if let Some(data) = &arguments.data {
+        let stored = stored_path(data, found.saved.config.data_format)?;
+        flags.insert("data".into(), toml::Value::try_from(stored).map_err(|e| Error::usage(e.to_string()))?);
+    }
+    let config = start::resumed_config(&found, &flags)?;
+    set_threads(config.threads)?;
+    let device = config.device.resolve()?;
+    // Another folder was asked for, or the checkpoint lies in none: its run goes on there.
+    let (folder, moved) = match (folder, &arguments.out) {
+        (Some(folder), None) => (folder, false),
+        (_, Some(out)) => (RunFolder::create(out)?, true),
+        (None, None) => (new_folder(&config)?, true),
+    };
+    let options = OpenOptions {
+        seed: config.seed,
+        test_path: config.test_data.clone(),
+        index_dir: (!moved).then(|| folder.path().to_owned()),
+        accept_changes: arguments.accept_changed_data,
+        ..OpenOptions::default()
+    };
+    let mut splits = detect::open(&config.data, Some(config.data_format), &options)?;
+    splits.train = splits.train.with_quarantine(&found.saved.data.quarantined)?;
+    let identity = start::identify(&splits.train)?;
+    start::check_data(&found, &identity, arguments.accept_changed_data)?;
+    let noise = start::noise(&config, &splits.train)?;
+    let state = train::state::load(&found.checkpoint, &found.saved, &config, device)?;
+    let metrics_path = folder.file(run_folder::METRICS);
+    let metrics = if moved {
+        write_manifest(&folder, &splits, &identity)?;
+        MetricsWriter::create(&metrics_path)?
+    } else {
+        MetricsWriter::resume(&metrics_path, state.progress.metrics_bytes)?
+    };
+    folder.write_text(run_folder::CONFIG, &config.to_toml()?)?;
+    let objective = Objective::new(&config, noise, splits.train.quarantined().to_vec());
+    if !arguments.quiet {
+        say(format_args!(
+            "resuming {} at epoch {}, step {}",
+            found.path().display(),
+            state.progress.epoch,
+            state.progress.step
+        ))?;
+    }
+    go(arguments, Parts { config, splits, identity, state, objective, folder, metrics })
+}
+
+/// A session but for those who watch it.
+struct Parts {
+    config: TrainConfig,
+    splits: Splits,
+    identity: DataIdentity,
+    state: TrainState,
+    objective: Objective,
+    folder: RunFolder,
+    metrics: MetricsWriter,
+}
+
+fn go(arguments: &Arguments, parts: Parts) -> Result<()> {
+    let Parts { config, splits, identity, state, objective, folder, metrics } = parts;
+    let path = folder.path().to_owned();
+    if !arguments.quiet {
+        say(describe(&config, &splits, &path))?;
+    }
+    let mut reporter: Box<dyn Reporter> =
+        if arguments.quiet { Box::new(SilentReporter) } else { progress::for_standard_streams(config.print_freq) };
+    let interrupt = Interrupt::install()?;
+    let quiet = arguments.quiet;
+    let session =
+        Session { config, splits, identity, state, objective, folder, metrics, reporter: reporter.as_mut(), interrupt };
+    let outcome = train::run(session);
+    drop(reporter);
+    write_curves(&path)?;
+    let Summary { steps, last, best } = outcome?;
+    if !quiet {
+        say(format_args!("done: {steps} steps; {}", path.display()))?;
+        if let (Some(last), Some((best, epoch))) = (last, best) {
+            say(format_args!(
+                "monitor: last {last:.2} %, best {best:.2} % after epoch {epoch} (best.ckpt is chosen by this monitor)"
+            ))?;
+        }
+        say(format_args!("test it:  lemniscate eval {}", path.display()))?;
+    }
+    Ok(())
+}
+
+/// Moves the file index of the data into the run folder, where a resumed run checks it instead of listing anew.
+fn keep_index(written: &Path, folder: &RunFolder) -> Result<()> {
+    let io = |e| Error::io(written, "keep the file index", e);
+    for entry in std::fs::read_dir(written).map_err(io)? {
+        let entry = entry.map_err(io)?;
+        std::fs::copy(entry.path(), folder.path().join(entry.file_name())).map_err(io)?;
+    }
+    Ok(())
+}
+
+/// The splits without unreadable images, or the list of them as an error.
+fn checked(splits: Splits, config: &TrainConfig) -> Result<Splits> {
+    let check = |split: Dataset| {
+        // The other layouts hold pixels, which are checked when they are opened.
+        if !matches!(split.format(), DataFormat::Folder | DataFormat::Flat | DataFormat::List) {
+            return Ok(split);
+        }
+        let report = scan_with_progress(&split, config.threads)?;
+        match report.unreadable_error() {
+            None => Ok(split),
+            Some(error) if !config.quarantine => Err(error),
+            Some(_) => split.with_quarantine(&report.unreadable_indices()),
+        }
+    };
+    Ok(Splits { train: check(splits.train)?, test: splits.test.map(check).transpose()?, ..splits })
+}
+
+/// An encoder that starts from the weights of `path`, which must fit the settings.
+fn pretrained(path: &Path, config: &TrainConfig, device: tch::Device) -> Result<Encoder> {
+    let Found { checkpoint, saved, .. } = start::find(path)?;
+    if saved.config.encoder() != config.encoder() {
+        return Err(Error::usage(format!(
+            "--pretrained {}: it holds {:?}, but the settings ask for {:?}",
+            path.display(),
+            saved.config.encoder(),
+            config.encoder()
+        )));
+    }
+    train::state::load_encoder(&checkpoint, config, device)
+}
+
+fn describe(config: &TrainConfig, splits: &Splits, run: &Path) -> String {
+    let test = splits.test.as_ref().map_or("no test split".into(), |t| format!("{} test", t.len()));
+    let objective = match config.objective {
+        ObjectiveKind::Softmax => "full softmax".to_owned(),
+        kind => format!("{} with {} negatives", name_of(kind), config.n_negatives),
+    };
+    format!(
+        "{}: {} train, {test}, {} classes ({})\n{} ({}), {} px, {}-d; {objective}, T = {}; {} on {}\nrun folder: {}",
+        config.data.display(),
+        splits.train.len(),
+        splits.train.n_classes(),
+        splits.format,
+        name_of(config.arch),
+        name_of(config.family),
+        config.image_size,
+        config.embed_dim,
+        config.temperature,
+        name_of(config.precision),
+        config.device,
+        run.display()
+    )
+}
+
+/// What the data was, for people and tools.
+fn write_manifest(folder: &RunFolder, splits: &Splits, identity: &DataIdentity) -> Result<()> {
+    let names = |split: &Dataset| -> Vec<String> {
+        split.quarantined().iter().map(|&i| split.name(i as usize).into_owned()).collect()
+    };
+    let manifest = serde_json::json!({
+        "root": splits.root.to_string_lossy(),
+        "format": splits.format.to_string(),
+        "fingerprint": identity.fingerprint,
+        "classes": identity.classes,
+        "train": { "images": splits.train.len(), "quarantined": names(&splits.train) },
+        "test": splits.test.as_ref().map(|t| serde_json::json!({ "images": t.len(), "quarantined": names(t) })),
+    });
+    folder.write_text(run_folder::MANIFEST, &format!("{manifest:#}\n"))
+}
+
+/// A new folder under `runs/`, named after time, data and architecture.
+fn new_folder(config: &TrainConfig) -> Result<RunFolder> {
+    RunFolder::create_in(Path::new("runs"), &data_name(&config.data), &name_of(config.arch))
+}
+
+/// Draws `curves.svg` from what `metrics.jsonl` holds; a run without a step has none.
+fn write_curves(run: &Path) -> Result<()> {
+    let records = metrics::read(run.join(run_folder::METRICS))?;
+    if records.is_empty() {
+        return Ok(());
+    }
+    let title = data_name(run);
+    atomic::write_text(&run.join("curves.svg"), &curves::curves_svg(&title, &records))
+}
+
+fn set_threads(threads: usize) -> Result<()> {
+    let threads = if threads == 0 { std::thread::available_parallelism().map_or(1, usize::from) } else { threads };
+    tch::set_num_threads(threads as i32);
+    rayon::ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .build_global()
+        .map_err(|e| Error::usage(format!("--threads {threads}: {e}")))
+}
+
+fn layered<'a>(flags: &'a toml::Table, file: &'a toml::Table, key: &str) -> Option<&'a toml::Value> {
+    flags.get(key).or_else(|| file.get(key))
+}
+
+fn warn(arguments: &Arguments, message: &str) {
+    if !arguments.quiet {
+        eprintln!("note: {message}");
+    }
+}

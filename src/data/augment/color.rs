@@ -1,0 +1,172 @@
+//! Colour operations on 8-bit RGB with the arithmetic of torchvision on PIL images, bit for bit.
+//!
+//! The order of operations and the precision of each intermediate (single or double) are part of the
+//! definition: results are truncated to levels, so that the last bit of a sum can decide.
+
+use super::hue::turn_hue;
+use crate::data::resize::dispatch;
+
+/// One colour operation with its parameter.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum ColorOp {
+    /// All channels times the factor.
+    Brightness(f64),
+    /// Away from the mean grey of the image (factor above 1) or toward it.
+    Contrast(f64),
+    /// Away from each pixel's own grey (factor above 1) or toward it.
+    Saturation(f64),
+    /// Hue turned by this share of the circle, −0.5 to 0.5.
+    Hue(f64),
+    /// Each pixel's own grey in all three channels.
+    Grayscale,
+}
+
+impl ColorOp {
+    /// Changes `pixels` (`[.., 3]`, all pixels of one image) in place.
+    pub fn apply(self, pixels: &mut [u8]) {
+        match self {
+            ColorOp::Brightness(factor) => blend_level(0, factor as f32, pixels),
+            ColorOp::Contrast(factor) => blend_level(mean_luma(pixels), factor as f32, pixels),
+            ColorOp::Saturation(factor) => saturate(factor as f32, pixels),
+            // Truncated toward zero, then wrapped: what NumPy's conversions make of it.
+            ColorOp::Hue(factor) => turn_hue((factor * 255.0) as i32 as u8, pixels),
+            ColorOp::Grayscale => grayscale(pixels),
+        }
+    }
+}
+
+/// ITU-R 601 luma as PIL computes it: weights in units of 2⁻¹⁶, rounded to the nearest.
+#[inline(always)]
+fn luma([r, g, b]: [u8; 3]) -> u8 {
+    ((u32::from(r) * 19595 + u32::from(g) * 38470 + u32::from(b) * 7471 + 0x8000) >> 16) as u8
+}
+
+/// `from + factor·(to − from)`, clipped and truncated.
+#[inline(always)]
+fn blend(from: f32, to: f32, factor: f32) -> u8 {
+    // In this order NaN becomes 0 as well, and the vectorised conversion needs no care for any other value.
+    #[allow(clippy::manual_clamp, reason = "clamp would keep NaN")]
+    let level = (from + factor * (to - from)).max(0.0).min(255.0);
+    // SAFETY: the line above leaves nothing but 0 to 255.
+    unsafe { level.to_int_unchecked::<i32>() as u8 }
+}
+
+/// The mean of the image's luma, rounded half up.
+fn mean_luma(pixels: &[u8]) -> u8 {
+    let mut sum = 0;
+    sum_luma(pixels, &mut sum);
+    let count = pixels.len() / 3;
+    (sum as f64 / count.max(1) as f64 + 0.5) as u8
+}
+
+dispatch! {
+    fn sum_luma = sum_luma_portable(pixels: &[u8], sum: &mut u64)
+}
+
+#[inline(always)]
+fn sum_luma_portable(pixels: &[u8], sum: &mut u64) {
+    // Runs of pixels whose sum fits 32 bits.
+    *sum += pixels
+        .chunks(3 << 16)
+        .map(|run| u64::from(run.as_chunks::<3>().0.iter().map(|&pixel| u32::from(luma(pixel))).sum::<u32>()))
+        .sum::<u64>();
+}
+
+/// Brightness and contrast: the same blend for every byte, hence looked up.
+fn blend_level(level: u8, factor: f32, pixels: &mut [u8]) {
+    let from = f32::from(level);
+    let table: [u8; 256] = std::array::from_fn(|to| blend(from, to as f32, factor));
+    for byte in pixels {
+        *byte = table[usize::from(*byte)];
+    }
+}
+
+dispatch! {
+    fn saturate = saturate_portable(factor: f32, pixels: &mut [u8])
+}
+
+#[inline(always)]
+fn saturate_portable(factor: f32, pixels: &mut [u8]) {
+    for pixel in pixels.as_chunks_mut::<3>().0 {
+        let grey = f32::from(luma(*pixel));
+        *pixel = pixel.map(|channel| blend(grey, f32::from(channel), factor));
+    }
+}
+
+dispatch! {
+    fn grayscale = grayscale_portable(pixels: &mut [u8])
+}
+
+#[inline(always)]
+fn grayscale_portable(pixels: &mut [u8]) {
+    for pixel in pixels.as_chunks_mut::<3>().0 {
+        *pixel = [luma(*pixel); 3];
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    /// Every colour, the last channel fastest.
+    pub(in super::super) fn every_color() -> Vec<u8> {
+        let levels = 0..=255u8;
+        let colors =
+            levels.clone().flat_map(|r| (0..=255u8).flat_map(move |g| (0..=255u8).map(move |b| [r, g, b])));
+        colors.flatten().collect()
+    }
+
+    pub(in super::super) fn crc32(bytes: &[u8]) -> u32 {
+        let mut crc = flate2::Crc::new();
+        crc.update(bytes);
+        crc.sum()
+    }
+
+    pub(in super::super) fn pillow(key: &str) -> u32 {
+        let cases = include_str!("../../../tests/fixtures/augment/cases.json");
+        let cases: serde_json::Value = serde_json::from_str(cases).unwrap();
+        cases["crc32"][key].as_u64().unwrap() as u32
+    }
+
+    /// All 16,777,216 colours, against Pillow by checksum.
+    #[test]
+    fn every_color_changes_as_in_pillow() {
+        let colors = every_color();
+        let grey: Vec<u8> = colors.as_chunks::<3>().0.iter().map(|&color| luma(color)).collect();
+        assert_eq!(crc32(&grey), pillow("luma"), "luma");
+        let applied = |op: ColorOp| {
+            let mut pixels = colors.clone();
+            op.apply(&mut pixels);
+            crc32(&pixels)
+        };
+        assert_eq!(applied(ColorOp::Saturation(1.3)), pillow("saturation_1.3"), "saturation");
+    }
+
+    #[test]
+    fn both_compilations_agree() {
+        let pixels: Vec<u8> = (0..999 * 3).map(|i| (i * i % 251) as u8).collect();
+        let (mut fast, mut plain) = (pixels.clone(), pixels.clone());
+        for factor in [0.6, 0.9, 1.4, f32::NAN] {
+            saturate(factor, &mut fast);
+            saturate_portable(factor, &mut plain);
+            assert_eq!(fast, plain);
+        }
+        let (mut fast_sum, mut plain_sum) = (0, 0);
+        sum_luma(&pixels, &mut fast_sum);
+        sum_luma_portable(&pixels, &mut plain_sum);
+        assert_eq!(fast_sum, plain_sum);
+        grayscale(&mut fast);
+        grayscale_portable(&mut plain);
+        assert_eq!(fast, plain);
+    }
+
+    #[test]
+    fn neutral_factors_change_nothing() {
+        let pixels: Vec<u8> = (0..=255).collect::<Vec<u8>>()[1..].to_vec();
+        for op in [ColorOp::Brightness(1.0), ColorOp::Contrast(1.0), ColorOp::Saturation(1.0)] {
+            let mut out = pixels.clone();
+            op.apply(&mut out);
+            assert_eq!(out, pixels, "{op:?}");
+        }
+    }
+}

@@ -1,0 +1,179 @@
+//! Images that are files: a million paths in one piece of memory, and reading them.
+
+use std::borrow::Cow;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use image::RgbImage;
+use rayon::prelude::*;
+
+use super::{ImageSource, decode};
+use crate::error::{Error, Result};
+
+/// Paths relative to a root, grouped by folder, in the order of the bank's rows.
+///
+/// Names stand end to end in one buffer: 1.3 million files take about 40 MB. Paths are bytes, so names that are
+/// not UTF-8 work; they are shown with replacement characters.
+#[derive(Clone, Debug)]
+pub struct FileList {
+    root: PathBuf,
+    dirs: Vec<Dir>,
+    names: Vec<u8>,
+    /// End of each file's name in `names`.
+    ends: Vec<u64>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Dir {
+    /// Relative to the root; empty for the root itself.
+    path: Box<[u8]>,
+    /// Index of its first file.
+    first: u32,
+}
+
+impl FileList {
+    /// An empty list of files under `root`.
+    pub fn new(root: impl Into<PathBuf>) -> Self {
+        FileList { root: root.into(), dirs: Vec::new(), names: Vec::new(), ends: Vec::new() }
+    }
+
+    /// Begins a folder; files pushed from now on are in it.
+    pub fn push_dir(&mut self, path: &[u8]) {
+        self.dirs.push(Dir { path: path.into(), first: self.ends.len() as u32 });
+    }
+
+    /// Adds a file to the last folder pushed (to the root if there is none).
+    ///
+    /// # Errors
+    /// If there are more files than a `u32` can number.
+    pub fn push(&mut self, name: &[u8]) -> Result<()> {
+        if self.dirs.is_empty() {
+            self.push_dir(b"");
+        }
+        if self.ends.len() >= u32::MAX as usize {
+            let reason = format!("there are more than {} images", u32::MAX);
+            return Err(Error::Data { path: self.root.clone(), reason, hint: None });
+        }
+        self.names.extend_from_slice(name);
+        self.ends.push(self.names.len() as u64);
+        Ok(())
+    }
+
+    /// What the paths are relative to.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The path of file `index` relative to the root.
+    ///
+    /// # Panics
+    /// If `index >= len()`.
+    pub fn relative(&self, index: usize) -> Vec<u8> {
+        // Empty folders share `first` with the next one that is not; the last is the one that holds the file.
+        let dir = &self.dirs[self.dirs.partition_point(|dir| dir.first as usize <= index) - 1];
+        let start = if index == 0 { 0 } else { self.ends[index - 1] as usize };
+        let name = &self.names[start..self.ends[index] as usize];
+        let mut path = Vec::with_capacity(dir.path.len() + 1 + name.len());
+        path.extend_from_slice(&dir.path);
+        if !path.is_empty() {
+            path.push(b'/');
+        }
+        path.extend_from_slice(name);
+        path
+    }
+
+    /// Where file `index` is.
+    ///
+    /// # Panics
+    /// If `index >= len()`.
+    pub fn path(&self, index: usize) -> PathBuf {
+        self.root.join(OsStr::from_bytes(&self.relative(index)))
+    }
+
+    fn read(&self, index: usize) -> Result<Vec<u8>> {
+        decode::read_file(&self.path(index), &self.name(index))
+    }
+}
+
+impl ImageSource for FileList {
+    fn len(&self) -> usize {
+        self.ends.len()
+    }
+
+    fn load(&self, index: usize) -> Result<RgbImage> {
+        decode::decode_bytes(&self.read(index)?, &self.name(index))
+    }
+
+    fn name(&self, index: usize) -> Cow<'_, str> {
+        match String::from_utf8(self.relative(index)) {
+            Ok(name) => name.into(),
+            Err(error) => String::from_utf8_lossy(error.as_bytes()).into_owned().into(),
+        }
+    }
+
+    fn content_hash(&self, index: usize) -> Result<[u8; 32]> {
+        Ok(blake3::hash(&self.read(index)?).into())
+    }
+
+    fn load_hashed(&self, index: usize) -> Result<(RgbImage, [u8; 32])> {
+        let bytes = self.read(index)?;
+        Ok((decode::decode_bytes(&bytes, &self.name(index))?, blake3::hash(&bytes).into()))
+    }
+
+    /// Relative paths and sizes. A file that is not there has no size; that shows, too.
+    fn identify(&self, hasher: &mut blake3::Hasher) -> Result<()> {
+        const CHUNK: usize = 4096;
+        let chunks: Vec<Vec<u8>> = (0..self.len().div_ceil(CHUNK))
+            .into_par_iter()
+            .map(|chunk| {
+                let mut bytes = Vec::with_capacity(CHUNK * 48);
+                for index in chunk * CHUNK..self.len().min((chunk + 1) * CHUNK) {
+                    let relative = self.relative(index);
+                    let path = self.root.join(OsStr::from_bytes(&relative));
+                    let size = std::fs::metadata(path).map_or(u64::MAX, |metadata| metadata.len());
+                    bytes.extend((relative.len() as u64).to_le_bytes());
+                    bytes.extend(relative);
+                    bytes.extend(size.to_le_bytes());
+                }
+                bytes
+            })
+            .collect();
+        for chunk in &chunks {
+            hasher.update(chunk);
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn empty_folders_do_not_shift_names() {
+        let mut list = FileList::new("/data");
+        list.push_dir(b"");
+        list.push_dir(b"a");
+        list.push(b"1.png").unwrap();
+        list.push_dir(b"a/empty");
+        list.push_dir(b"b");
+        list.push(b"2.png").unwrap();
+        list.push(b"").unwrap();
+        list.push(b"\xFF.png").unwrap();
+        list.push_dir(b"c");
+        assert_eq!(list.len(), 4);
+        assert_eq!(
+            (0..4).map(|i| list.name(i).into_owned()).collect::<Vec<_>>(),
+            ["a/1.png", "b/2.png", "b/", "b/\u{FFFD}.png"]
+        );
+        assert_eq!(list.path(3).as_os_str().as_bytes(), b"/data/b/\xFF.png");
+    }
+
+    #[test]
+    fn absolute_names_leave_the_root() {
+        let mut list = FileList::new("/data");
+        list.push(b"/elsewhere/x.png").unwrap();
+        assert_eq!(list.path(0), Path::new("/elsewhere/x.png"));
+    }
+}

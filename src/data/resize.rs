@@ -1,0 +1,346 @@
+//! Antialiased bilinear resizing of a rectangle of an 8-bit RGB image, equal to Pillow's bit for bit.
+//!
+//! Two passes, along rows and along columns, with 8-bit pixels between them. Each output pixel is a weighted mean of the
+//! inputs under a triangle, which is as wide as two input pixels when enlarging and as two output pixels when
+//! shrinking. Weights are fixed-point numbers of 22 fractional bits, sums round half up. Only pixels inside the
+//! rectangle are read: they are cropped first, as torchvision does, so that nothing leaks in from outside.
+//!
+//! `fast_image_resize` has narrower weights (16 bits), hence other pixels; this module exists to have the same.
+
+use std::ops::Range;
+
+use image::RgbImage;
+
+/// Fractional bits of a weight: 32 less 8 for the pixel and 2 to spare, as in Pillow.
+const FRACTION_BITS: u32 = 22;
+/// One half, added before the shift so that sums round to the nearest.
+const HALF: i32 = 1 << (FRACTION_BITS - 1);
+/// Bytes summed at a time in the vertical pass; a few vector registers.
+const BLOCK: usize = 64;
+
+/// A rectangle of an image, in pixels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Crop {
+    /// Rows above it.
+    pub top: u32,
+    /// Columns to its left.
+    pub left: u32,
+    /// Rows in it.
+    pub height: u32,
+    /// Columns in it.
+    pub width: u32,
+}
+
+impl Crop {
+    /// All of an image of this size.
+    pub fn whole(width: u32, height: u32) -> Self {
+        Crop { top: 0, left: 0, height, width }
+    }
+
+    fn is_within(&self, width: u32, height: u32) -> bool {
+        let fits = |start: u32, extent: u32, limit: u32| {
+            extent > 0 && start.checked_add(extent).is_some_and(|end| end <= limit)
+        };
+        fits(self.left, self.width, width) && fits(self.top, self.height, height)
+    }
+}
+
+/// Resizes images; keeps its buffers from one to the next.
+#[derive(Debug, Default)]
+pub struct Resizer {
+    columns: Taps,
+    rows: Taps,
+    /// Pixels between the two passes: the input rows that are needed at the output's
+    /// width, or the input columns that are needed at its height.
+    between: Vec<u8>,
+    /// One input row.
+    line: Vec<[u8; 4]>,
+}
+
+impl Resizer {
+    /// Resizes `crop` of `image` to `width` × `height` and writes `window` of the result to `out`
+    /// (`[window.height, window.width, 3]`). Pixels outside the window are not computed.
+    ///
+    /// # Panics
+    /// If `crop` is empty or not inside the image, `window` is empty or not inside the result, or `out` has
+    /// another length.
+    pub fn resize(
+        &mut self,
+        image: &RgbImage,
+        crop: Crop,
+        (width, height): (u32, u32),
+        window: Crop,
+        out: &mut [u8],
+    ) {
+        assert!(
+            crop.is_within(image.width(), image.height()),
+            "{crop:?} of a {:?} image",
+            image.dimensions()
+        );
+        assert!(window.is_within(width, height), "{window:?} of {width}x{height} pixels");
+        let row_bytes = window.width as usize * 3;
+        assert_eq!(out.len(), window.height as usize * row_bytes, "output length");
+
+        let stride = image.width() as usize * 3;
+        let start = |row: usize| (crop.top as usize + row) * stride + crop.left as usize * 3;
+        let pixels = image.as_raw();
+        if (crop.width, crop.height) == (width, height) {
+            let skipped = window.left as usize * 3;
+            for (row, out) in out.chunks_exact_mut(row_bytes).enumerate() {
+                let at = start(row + window.top as usize) + skipped;
+                out.copy_from_slice(&pixels[at..at + row_bytes]);
+            }
+            return;
+        }
+
+        self.columns.compute(crop.width, width, window.left..window.left + window.width);
+        self.rows.compute(crop.height, height, window.top..window.top + window.height);
+        let source = &pixels[start(0)..];
+        if vertical_first(crop, width, height) {
+            let needed = self.columns.inputs();
+            let between_bytes = needed.len() * 3;
+            self.between.resize(window.height as usize * between_bytes, 0);
+            vertical(&source[needed.start * 3..], stride, &self.rows, 0, between_bytes, &mut self.between);
+            for (row, out) in self.between.chunks_exact(between_bytes).zip(out.chunks_exact_mut(row_bytes)) {
+                horizontal(row, &self.columns, needed.start, &mut self.line, out);
+            }
+        } else {
+            let needed = self.rows.inputs();
+            self.between.resize(needed.len() * row_bytes, 0);
+            for (row, out) in needed.clone().zip(self.between.chunks_exact_mut(row_bytes)) {
+                let row = &source[row * stride..][..crop.width as usize * 3];
+                horizontal(row, &self.columns, 0, &mut self.line, out);
+            }
+            vertical(&self.between, row_bytes, &self.rows, needed.start, row_bytes, out);
+        }
+    }
+}
+
+/// Which pass comes first, for the roundings between them depend on it: Pillow 13 begins with the rows where the
+/// height loses more than twice as many pixels as the width. (Earlier versions always begin with the columns.)
+fn vertical_first(crop: Crop, width: u32, height: u32) -> bool {
+    let lost = |from: u32, to: u32| i64::from(from) - i64::from(to);
+    lost(crop.height, height) > (2 * lost(crop.width, width)).max(0)
+}
+
+/// For each output position along one axis: the input positions under the triangle, and their weights.
+#[derive(Debug, Default)]
+struct Taps {
+    /// Of each output: the first input and the number of inputs.
+    spans: Vec<(usize, usize)>,
+    /// Fixed point; those of output `o` start at `o * stride`.
+    weights: Vec<i32>,
+    stride: usize,
+    /// One output's weights before rounding.
+    exact: Vec<f64>,
+}
+
+impl Taps {
+    /// Weights for outputs `window` of `output` ones made from `input` inputs. The order of the floating-point
+    /// operations is Pillow's: another one gives other roundings.
+    fn compute(&mut self, input: u32, output: u32, window: Range<u32>) {
+        let scale = f64::from(input) / f64::from(output);
+        let support = scale.max(1.0);
+        let narrowing = 1.0 / support;
+        self.stride = support.ceil() as usize * 2 + 1;
+        self.spans.clear();
+        self.weights.clear();
+        for position in window {
+            let center = (f64::from(position) + 0.5) * scale;
+            let first = (center - support + 0.5).max(0.0) as usize;
+            let end = ((center + support + 0.5) as usize).min(input as usize);
+            self.exact.clear();
+            self.exact.extend((first..end).map(|input| {
+                let distance = (input as f64 - center + 0.5) * narrowing;
+                (1.0 - distance.abs()).max(0.0)
+            }));
+            let total: f64 = self.exact.iter().sum();
+            let fixed =
+                self.exact.iter().map(|weight| (0.5 + weight / total * f64::from(1 << FRACTION_BITS)) as i32);
+            let start = self.weights.len();
+            self.weights.extend(fixed);
+            self.weights.resize(start + self.stride, 0);
+            self.spans.push((first, end - first));
+        }
+    }
+
+    /// The inputs that any of the outputs needs.
+    fn inputs(&self) -> Range<usize> {
+        let first = self.spans.first().map_or(0, |span| span.0);
+        let end = self.spans.last().map_or(0, |span| span.0 + span.1);
+        first..end
+    }
+
+    fn iter(&self) -> impl Iterator<Item = (usize, &[i32])> {
+        let weights = self.weights.chunks_exact(self.stride);
+        self.spans.iter().zip(weights).map(|(&(first, count), weights)| (first, &weights[..count]))
+    }
+}
+
+/// Weights sum to one but for their rounding: the upper end needs clipping, the lower one doesn't.
+#[inline(always)]
+fn to_level(sum: i32) -> u8 {
+    (sum >> FRACTION_BITS).min(255) as u8
+}
+
+/// Compiles a function a second time for AVX2 and takes that one where the machine has it: the portable code
+/// vectorises well, but x86-64's base instruction set lacks a 32-bit multiplication.
+macro_rules! dispatch {
+    ($(#[$doc:meta])* fn $name:ident = $portable:ident($($argument:ident: $type:ty),* $(,)?)) => {
+        $(#[$doc])*
+        fn $name($($argument: $type),*) {
+            #[cfg(target_arch = "x86_64")]
+            {
+                #[target_feature(enable = "avx2")]
+                fn avx2($($argument: $type),*) {
+                    $portable($($argument),*)
+                }
+                if is_x86_feature_detected!("avx2") {
+                    // SAFETY: the machine has AVX2, the only thing this safe function asks for.
+                    return unsafe { avx2($($argument),*) };
+                }
+            }
+            $portable($($argument),*)
+        }
+    };
+}
+pub(crate) use dispatch;
+
+dispatch! {
+    /// Resizes one row of RGB pixels, of which the first is input `offset`.
+    fn horizontal = horizontal_portable(
+        row: &[u8], columns: &Taps, offset: usize, line: &mut Vec<[u8; 4]>, out: &mut [u8]
+    )
+}
+
+#[inline(always)]
+fn horizontal_portable(row: &[u8], columns: &Taps, offset: usize, line: &mut Vec<[u8; 4]>, out: &mut [u8]) {
+    // Four bytes a pixel: so that a pixel is one vector of sums.
+    line.clear();
+    line.extend(row.as_chunks::<3>().0.iter().map(|&[r, g, b]| [r, g, b, 0]));
+    for ((first, weights), out) in columns.iter().zip(out.as_chunks_mut::<3>().0) {
+        let mut sums = [HALF; 4];
+        for (pixel, weight) in line[first - offset..][..weights.len()].iter().zip(weights) {
+            for (sum, &level) in sums.iter_mut().zip(pixel) {
+                *sum += weight * i32::from(level);
+            }
+        }
+        let [r, g, b, _] = sums.map(to_level);
+        *out = [r, g, b];
+    }
+}
+
+dispatch! {
+    /// Resizes columns of `row_bytes` bytes; rows start every `stride` bytes, the first is input row `offset`.
+    fn vertical = vertical_portable(
+        source: &[u8], stride: usize, rows: &Taps, offset: usize, row_bytes: usize, out: &mut [u8]
+    )
+}
+
+#[inline(always)]
+fn vertical_portable(
+    source: &[u8],
+    stride: usize,
+    rows: &Taps,
+    offset: usize,
+    row_bytes: usize,
+    out: &mut [u8],
+) {
+    for ((first, weights), out) in rows.iter().zip(out.chunks_exact_mut(row_bytes)) {
+        let source = &source[(first - offset) * stride..];
+        let (blocks, rest) = out.as_chunks_mut::<BLOCK>();
+        let whole = blocks.len() * BLOCK;
+        for (block, out) in blocks.iter_mut().enumerate() {
+            let mut sums = [HALF; BLOCK];
+            for (row, weight) in weights.iter().enumerate() {
+                let levels = &source[row * stride + block * BLOCK..][..BLOCK];
+                for (sum, &level) in sums.iter_mut().zip(levels) {
+                    *sum += weight * i32::from(level);
+                }
+            }
+            *out = sums.map(to_level);
+        }
+        for (column, out) in rest.iter_mut().enumerate() {
+            let levels = source[whole + column..].iter().step_by(stride);
+            let sum = levels.zip(weights).fold(HALF, |sum, (&level, weight)| sum + weight * i32::from(level));
+            *out = to_level(sum);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn image(width: u32, height: u32) -> RgbImage {
+        RgbImage::from_fn(width, height, |x, y| {
+            let mix = (x * 31 + y * 57 + x * y * 7) % 256;
+            image::Rgb([mix as u8, (mix * 3 % 256) as u8, if (x + y) % 2 == 0 { 255 } else { 0 }])
+        })
+    }
+
+    fn resized(image: &RgbImage, crop: Crop, size: (u32, u32), window: Crop) -> Vec<u8> {
+        let mut out = vec![7; (window.width * window.height * 3) as usize];
+        Resizer::default().resize(image, crop, size, window, &mut out);
+        out
+    }
+
+    #[test]
+    fn a_window_equals_that_part_of_the_whole() {
+        let source = image(41, 29);
+        let crop = Crop { top: 3, left: 2, height: 26, width: 37 };
+        for (width, height) in [(19, 23), (80, 51), (37, 26), (37, 90), (1, 1)] {
+            let whole = resized(&source, crop, (width, height), Crop::whole(width, height));
+            let window = Crop {
+                top: height / 3,
+                left: width / 4,
+                height: height.div_ceil(2),
+                width: width.div_ceil(2),
+            };
+            let part = resized(&source, crop, (width, height), window);
+            let rows = whole.chunks_exact(width as usize * 3).skip(window.top as usize);
+            let bytes = window.left as usize * 3..(window.left + window.width) as usize * 3;
+            let expected: Vec<u8> =
+                rows.take(window.height as usize).flat_map(|row| row[bytes.clone()].to_vec()).collect();
+            assert_eq!(part, expected, "{width}x{height}");
+        }
+    }
+
+    #[test]
+    fn pixels_outside_the_crop_do_not_leak_in() {
+        let crop = Crop { top: 5, left: 4, height: 11, width: 13 };
+        let inner = RgbImage::from_fn(40, 30, |x, y| {
+            let inside = (4..17).contains(&x) && (5..16).contains(&y);
+            image::Rgb(if inside { [90, 91, 92] } else { [255, 0, 255] })
+        });
+        for size in [(3, 4), (13, 12), (31, 29)] {
+            let out = resized(&inner, crop, size, Crop::whole(size.0, size.1));
+            assert!(out.chunks_exact(3).all(|pixel| pixel == [90, 91, 92]), "{size:?}");
+        }
+    }
+
+    #[test]
+    fn both_compilations_agree() {
+        let source = image(200, 3);
+        let mut taps = Taps::default();
+        taps.compute(199, 70, 0..70);
+        let row = &source.as_raw()[..199 * 3];
+        let line = &mut Vec::new();
+        let (mut fast, mut plain) = (vec![0; 210], vec![0; 210]);
+        horizontal(row, &taps, 0, line, &mut fast);
+        horizontal_portable(row, &taps, 0, line, &mut plain);
+        assert_eq!(fast, plain);
+        taps.compute(3, 2, 0..2);
+        let (mut fast, mut plain) = (vec![0; 1200], vec![0; 1200]);
+        vertical(source.as_raw(), 600, &taps, 0, 600, &mut fast);
+        vertical_portable(source.as_raw(), 600, &taps, 0, 600, &mut plain);
+        assert_eq!(fast, plain);
+    }
+
+    #[test]
+    #[should_panic(expected = "of a (4, 4) image")]
+    fn a_crop_outside_the_image_is_refused() {
+        let crop = Crop { top: 0, left: 3, height: 4, width: 2 };
+        resized(&image(4, 4), crop, (2, 2), Crop::whole(2, 2));
+    }
+}

@@ -1,0 +1,237 @@
+//! Looking at every image of a data set: what is there, what is there twice, and what cannot be read.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use rayon::prelude::*;
+use serde::Serialize;
+
+use super::dataset::Dataset;
+use crate::error::{Error, Result};
+
+/// What a scan found.
+#[derive(Clone, Debug, Serialize)]
+pub struct ScanReport {
+    /// Number of images, unreadable ones included.
+    pub images: usize,
+    /// Images by class, in the order of the labels; empty without labels.
+    pub classes: Vec<ClassCount>,
+    /// Widths in pixels of the readable images, if there are any.
+    pub width: Option<Spread>,
+    /// Heights in pixels.
+    pub height: Option<Spread>,
+    /// Sizes in pixels and how many images have each, the most frequent first.
+    pub sizes: Vec<SizeCount>,
+    /// Groups of two or more images with the same content (file bytes, or pixels where there are no files), each
+    /// in order, the groups in the order of their first images.
+    pub duplicates: Vec<Vec<ImageRef>>,
+    /// How many of those groups hold images of different classes.
+    pub duplicates_across_classes: usize,
+    /// Images that cannot be decoded, in order.
+    pub unreadable: Vec<Unreadable>,
+}
+
+/// How many images a class has.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ClassCount {
+    /// The class's name.
+    pub name: String,
+    /// Its images, unreadable ones included.
+    pub images: usize,
+}
+
+/// How many images have a size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct SizeCount {
+    /// In pixels.
+    pub width: u32,
+    /// In pixels.
+    pub height: u32,
+    /// Readable images of that size.
+    pub images: usize,
+}
+
+/// Smallest, middle and largest of some lengths in pixels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Spread {
+    /// The smallest.
+    pub min: u32,
+    /// The middle one; of an even number the upper of the two.
+    pub median: u32,
+    /// The largest.
+    pub max: u32,
+}
+
+/// An image, by number and name.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ImageRef {
+    /// Its index, which is its bank row.
+    pub index: u32,
+    /// What a person would call it.
+    pub name: String,
+}
+
+/// An image that cannot be decoded.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Unreadable {
+    /// Its index, which is its bank row.
+    pub index: u32,
+    /// What a person would call it.
+    pub name: String,
+    /// Why it cannot be decoded.
+    pub reason: String,
+}
+
+/// Decodes every image of `dataset` on `threads` threads (0: as many as there are cores). `progress` is called from
+/// any of them with the number of images done so far; the report depends on neither.
+///
+/// # Errors
+/// Only if the threads cannot be started: what is wrong with an image is in the report.
+pub fn scan(dataset: &Dataset, progress: &(dyn Fn(usize) + Sync), threads: usize) -> Result<ScanReport> {
+    let pool = rayon::ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .build()
+        .map_err(|error| Error::usage(format!("cannot start {threads} threads for scanning: {error}")))?;
+    let done = AtomicUsize::new(0);
+    let examine = |index: u32| {
+        let found = dataset.source().load_hashed(index as usize);
+        progress(done.fetch_add(1, Ordering::Relaxed) + 1);
+        match found {
+            Ok((image, hash)) => Ok((image.width(), image.height(), hash)),
+            Err(error) => {
+                let reason = match error {
+                    Error::Image { reason, .. } => reason,
+                    other => other.to_string(),
+                };
+                Err(Unreadable { index, name: dataset.name(index as usize).into_owned(), reason })
+            }
+        }
+    };
+    let found: Vec<_> = pool.install(|| (0..dataset.len() as u32).into_par_iter().map(examine).collect());
+    Ok(summarise(dataset, found))
+}
+
+type Examined = std::result::Result<(u32, u32, [u8; 32]), Unreadable>;
+
+fn summarise(dataset: &Dataset, found: Vec<Examined>) -> ScanReport {
+    let mut sizes: HashMap<(u32, u32), usize> = HashMap::new();
+    let mut by_hash: HashMap<[u8; 32], Vec<u32>> = HashMap::new();
+    let (mut widths, mut heights, mut unreadable) = (Vec::new(), Vec::new(), Vec::new());
+    for (index, found) in (0u32..).zip(found) {
+        match found {
+            Ok((width, height, hash)) => {
+                *sizes.entry((width, height)).or_default() += 1;
+                by_hash.entry(hash).or_default().push(index);
+                widths.push(width);
+                heights.push(height);
+            }
+            Err(image) => unreadable.push(image),
+        }
+    }
+    let mut groups: Vec<Vec<u32>> = by_hash.into_values().filter(|group| group.len() > 1).collect();
+    groups.sort_unstable();
+    let label = |index: u32| dataset.label(index as usize);
+    let across = groups.iter().filter(|group| group.iter().any(|&i| label(i) != label(group[0]))).count();
+    let named = |&index: &u32| ImageRef { index, name: dataset.name(index as usize).into_owned() };
+    let mut sizes: Vec<SizeCount> =
+        sizes.into_iter().map(|((width, height), images)| SizeCount { width, height, images }).collect();
+    sizes.sort_unstable_by_key(|size| (std::cmp::Reverse(size.images), size.width, size.height));
+
+    let mut classes: Vec<ClassCount> =
+        dataset.classes().iter().map(|name| ClassCount { name: name.clone(), images: 0 }).collect();
+    for &label in dataset.labels().unwrap_or_default() {
+        classes[label as usize].images += 1;
+    }
+    ScanReport {
+        images: dataset.len(),
+        classes,
+        width: spread(widths),
+        height: spread(heights),
+        sizes,
+        duplicates: groups.iter().map(|group| group.iter().map(named).collect()).collect(),
+        duplicates_across_classes: across,
+        unreadable,
+    }
+}
+
+fn spread(mut lengths: Vec<u32>) -> Option<Spread> {
+    lengths.sort_unstable();
+    Some(Spread { min: *lengths.first()?, median: lengths[lengths.len() / 2], max: *lengths.last()? })
+}
+
+impl ScanReport {
+    /// The error that stops training: every unreadable image with its reason. `None` if there is none.
+    pub fn unreadable_error(&self) -> Option<Error> {
+        (!self.unreadable.is_empty()).then(|| Error::Unreadable {
+            total: self.images,
+            unreadable: self.unreadable.iter().map(|u| (u.name.clone(), u.reason.clone())).collect(),
+        })
+    }
+
+    /// The unreadable images' indices, ascending, as [`Dataset::with_quarantine`] takes them.
+    pub fn unreadable_indices(&self) -> Vec<u32> {
+        self.unreadable.iter().map(|image| image.index).collect()
+    }
+}
+
+/// Lines shown of a list that may be long; the rest is counted.
+const SHOWN: usize = 10;
+
+/// The report for a person, about a screenful.
+impl fmt::Display for ScanReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let more = |f: &mut fmt::Formatter<'_>, total: usize| match total.saturating_sub(SHOWN) {
+            0 => Ok(()),
+            rest => writeln!(f, "  ... and {rest} more"),
+        };
+        writeln!(f, "images       {}", self.images)?;
+        if let (Some(width), Some(height)) = (self.width, self.height) {
+            for (what, spread) in [("width       ", width), ("height      ", height)] {
+                let Spread { min, median, max } = spread;
+                writeln!(f, "{what} {min} to {max} pixels, median {median}")?;
+            }
+            let largest =
+                self.sizes.iter().take(3).map(|s| format!("{} of {}x{}", s.images, s.width, s.height));
+            let rest = if self.sizes.len() > 3 { ", ..." } else { "" };
+            let list = largest.collect::<Vec<_>>().join(", ");
+            writeln!(f, "sizes        {}: {list}{rest}", self.sizes.len())?;
+        }
+        if self.classes.is_empty() {
+            writeln!(f, "labels       none")?;
+        } else {
+            writeln!(f, "classes      {}", self.classes.len())?;
+            let width = self.classes.iter().take(SHOWN).map(|c| c.name.chars().count()).max().unwrap_or(0);
+            for class in self.classes.iter().take(SHOWN) {
+                writeln!(f, "  {:width$}  {}", class.name, class.images)?;
+            }
+            more(f, self.classes.len())?;
+        }
+        let extra: usize = self.duplicates.iter().map(|group| group.len() - 1).sum();
+        match self.duplicates.len() {
+            0 => writeln!(f, "duplicates   none")?,
+            groups => {
+                write!(f, "duplicates   {extra} images repeat another, in {groups} groups")?;
+                match self.duplicates_across_classes {
+                    0 => writeln!(f)?,
+                    across => writeln!(f, ", {across} of them across classes")?,
+                }
+            }
+        }
+        for group in self.duplicates.iter().take(SHOWN) {
+            let names: Vec<&str> = group.iter().take(4).map(|image| image.name.as_str()).collect();
+            let rest =
+                if group.len() > 4 { format!(" = ... ({} in all)", group.len()) } else { String::new() };
+            writeln!(f, "  {}{rest}", names.join(" = "))?;
+        }
+        more(f, self.duplicates.len())?;
+        match self.unreadable.len() {
+            0 => writeln!(f, "unreadable   none")?,
+            count => writeln!(f, "unreadable   {count}")?,
+        }
+        for image in self.unreadable.iter().take(SHOWN) {
+            writeln!(f, "  {}: {}", image.name, image.reason)?;
+        }
+        more(f, self.unreadable.len())
+    }
+}

@@ -1,0 +1,198 @@
+//! What an encoder is: everything needed to build it again.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+
+/// Depth of the ResNet (He et al. 2016, Table 1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+#[value(rename_all = "lower")]
+pub enum Arch {
+    /// Basic blocks 2, 2, 2, 2.
+    ResNet18,
+    /// Basic blocks 3, 4, 6, 3.
+    ResNet34,
+    /// Bottleneck blocks 3, 4, 6, 3.
+    ResNet50,
+    /// Bottleneck blocks 3, 4, 23, 3.
+    ResNet101,
+    /// Bottleneck blocks 3, 8, 36, 3.
+    ResNet152,
+}
+
+impl Arch {
+    /// All of them, shallowest first.
+    pub const ALL: [Arch; 5] =
+        [Arch::ResNet18, Arch::ResNet34, Arch::ResNet50, Arch::ResNet101, Arch::ResNet152];
+
+    /// Blocks in each of the four stages.
+    pub fn blocks(self) -> [usize; 4] {
+        match self {
+            Arch::ResNet18 => [2, 2, 2, 2],
+            Arch::ResNet34 | Arch::ResNet50 => [3, 4, 6, 3],
+            Arch::ResNet101 => [3, 4, 23, 3],
+            Arch::ResNet152 => [3, 8, 36, 3],
+        }
+    }
+
+    /// Whether its blocks are bottlenecks (1×1, 3×3, 1×1) rather than basic (3×3, 3×3).
+    pub fn bottleneck(self) -> bool {
+        !matches!(self, Arch::ResNet18 | Arch::ResNet34)
+    }
+
+    /// Output channels of a block per inner channel: 4 for bottlenecks, 1 for basic blocks.
+    pub fn expansion(self) -> i64 {
+        if self.bottleneck() { 4 } else { 1 }
+    }
+}
+
+impl fmt::Display for Arch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Arch::ResNet18 => "resnet18",
+            Arch::ResNet34 => "resnet34",
+            Arch::ResNet50 => "resnet50",
+            Arch::ResNet101 => "resnet101",
+            Arch::ResNet152 => "resnet152",
+        })
+    }
+}
+
+/// The two families of the published program; stem, names of head and shortcut, and initialisation differ.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+#[value(rename_all = "lower")]
+pub enum Family {
+    /// 7×7/2 convolution and 3×3/2 max pooling, for images of 224 px. torchvision's names.
+    ImageNet,
+    /// 3×3/1 convolution, for images of 32 px.
+    Cifar,
+}
+
+impl Family {
+    /// The name of a block's projection: `downsample` or `shortcut`.
+    pub fn shortcut_name(self) -> &'static str {
+        match self {
+            Family::ImageNet => "downsample",
+            Family::Cifar => "shortcut",
+        }
+    }
+
+    /// The name of the last, linear layer: `fc` or `linear`.
+    pub fn head_name(self) -> &'static str {
+        match self {
+            Family::ImageNet => "fc",
+            Family::Cifar => "linear",
+        }
+    }
+}
+
+impl fmt::Display for Family {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Family::ImageNet => "imagenet",
+            Family::Cifar => "cifar",
+        })
+    }
+}
+
+/// An encoder's shape.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EncoderConfig {
+    /// Depth.
+    pub arch: Arch,
+    /// Stem, names and initialisation.
+    pub family: Family,
+    /// Embedding width D (128 in the paper).
+    #[serde(default = "default_embed_dim")]
+    pub embed_dim: i64,
+    /// Channels of the first stage, doubled at each following one. 64 in every published network; less makes
+    /// small encoders for tests and the demo.
+    #[serde(default = "default_width")]
+    pub width: i64,
+}
+
+fn default_embed_dim() -> i64 {
+    128
+}
+
+fn default_width() -> i64 {
+    64
+}
+
+impl EncoderConfig {
+    /// `arch` of `family` at the published size: D = 128, width 64.
+    pub fn new(arch: Arch, family: Family) -> Self {
+        EncoderConfig { arch, family, embed_dim: default_embed_dim(), width: default_width() }
+    }
+
+    /// Channels of the four stages' outputs.
+    pub fn stage_dims(&self) -> [i64; 4] {
+        [1, 2, 4, 8].map(|factor| factor * self.width * self.arch.expansion())
+    }
+
+    /// Channels after global pooling: 512 or 2048 at width 64.
+    pub fn pooled_dim(&self) -> i64 {
+        self.stage_dims()[3]
+    }
+
+    /// Refuses sizes that no encoder has, so that a file cannot make us allocate without bound.
+    ///
+    /// # Errors
+    /// If a width is outside 1..=65536 (embedding) or 1..=1024 (first stage).
+    pub fn validate(&self) -> Result<()> {
+        if !(1..=65_536).contains(&self.embed_dim) {
+            return Err(Error::usage(format!(
+                "the embedding width must lie in 1..=65536, not {}",
+                self.embed_dim
+            )));
+        }
+        if !(1..=1024).contains(&self.width) {
+            return Err(Error::usage(format!(
+                "the encoder's width must lie in 1..=1024, not {}",
+                self.width
+            )));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::ValueEnum;
+
+    #[test]
+    fn names_agree_in_serde_clap_and_display() {
+        for arch in Arch::ALL {
+            let json = serde_json::to_value(arch).unwrap();
+            assert_eq!(json, arch.to_string());
+            assert_eq!(arch.to_possible_value().unwrap().get_name(), arch.to_string());
+        }
+        for family in [Family::ImageNet, Family::Cifar] {
+            assert_eq!(serde_json::to_value(family).unwrap(), family.to_string());
+            assert_eq!(family.to_possible_value().unwrap().get_name(), family.to_string());
+        }
+    }
+
+    #[test]
+    fn a_configuration_survives_toml_and_has_the_published_defaults() {
+        let config: EncoderConfig = toml::from_str("arch = 'resnet50'\nfamily = 'imagenet'").unwrap();
+        assert_eq!(config, EncoderConfig::new(Arch::ResNet50, Family::ImageNet));
+        assert_eq!(config.pooled_dim(), 2048);
+        assert_eq!(toml::from_str::<EncoderConfig>(&toml::to_string(&config).unwrap()).unwrap(), config);
+    }
+
+    #[test]
+    fn impossible_sizes_are_refused() {
+        let good = EncoderConfig::new(Arch::ResNet18, Family::Cifar);
+        assert!(good.validate().is_ok());
+        for (embed_dim, width) in [(0, 64), (-1, 64), (i64::MAX, 64), (128, 0), (128, i64::MAX)] {
+            assert!(EncoderConfig { embed_dim, width, ..good }.validate().is_err());
+        }
+    }
+}

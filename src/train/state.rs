@@ -1,0 +1,188 @@
+//! Everything that training changes, in one struct, and its way into a checkpoint and back.
+
+use std::collections::BTreeMap;
+
+use safetensors::Dtype;
+use tch::{Device, Kind, Tensor};
+
+use crate::bank::MemoryBank;
+use crate::checkpoint::format::{Checkpoint, CheckpointView, TensorBytes};
+use crate::checkpoint::state::Progress;
+use crate::config::TrainConfig;
+use crate::error::{Error, Result};
+use crate::model::{Encoder, to_vec_f32};
+use crate::objective::Normalizer;
+use crate::optim::Sgd;
+
+/// The encoder, its optimiser, the bank, Z and the counters.
+pub struct TrainState {
+    /// Maps images to unit vectors.
+    pub encoder: Encoder,
+    /// Momentum buffers and hyper-parameters.
+    pub sgd: Sgd,
+    /// One unit row per training image.
+    pub bank: MemoryBank,
+    /// NCE's constant Z.
+    pub normalizer: Normalizer,
+    /// Where the run stands.
+    pub progress: Progress,
+}
+
+/// Prefix of the encoder's parameters and buffers in a checkpoint.
+const ENCODER: &str = "encoder.";
+/// Prefix of SGD's momentum buffers.
+const MOMENTUM: &str = "momentum.";
+/// The bank's rows `[N, D]`.
+const BANK: &str = "bank.memory";
+
+/// Metadata: the settings, as TOML.
+const CONFIG: &str = "config";
+/// Metadata: what the training images were.
+const DATA: &str = "data";
+
+/// What the training data was, as a checkpoint remembers it.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct DataIdentity {
+    /// Number of training images, N.
+    pub images: usize,
+    /// [`crate::data::dataset::Dataset::fingerprint`] of the training images.
+    pub fingerprint: String,
+    /// Rows that never enter a batch.
+    pub quarantined: Vec<u32>,
+    /// Class names, empty without labels.
+    pub classes: Vec<String>,
+}
+
+impl TrainState {
+    /// The whole state as a checkpoint, handed to `write`.
+    ///
+    /// # Errors
+    /// Those of `write`, and [`Error::Usage`] for settings that TOML cannot hold.
+    pub fn save(
+        &self,
+        config: &TrainConfig,
+        data: &DataIdentity,
+        write: impl FnOnce(&CheckpointView<'_>) -> Result<()>,
+    ) -> Result<()> {
+        let mut view = CheckpointView::default();
+        for entry in self.encoder.parameters().state() {
+            view.tensors.push(host_bytes(format!("{ENCODER}{}", entry.name), &entry.tensor));
+        }
+        for (name, buffer) in self.sgd.buffers() {
+            view.tensors.push(host_bytes(format!("{MOMENTUM}{name}"), buffer));
+        }
+        view.tensors.push(TensorBytes::from_f32(BANK, [self.bank.len(), self.bank.dim()], self.bank.rows()));
+        view.metadata.insert(CONFIG.to_owned(), config.to_toml()?);
+        view.set(DATA, data);
+        self.progress.store(&mut view);
+        write(&view)
+    }
+}
+
+/// A checkpoint's contents that need no network to be read: settings, counters, data.
+pub struct Saved {
+    /// The settings of the run.
+    pub config: TrainConfig,
+    /// Where the run stood.
+    pub progress: Progress,
+    /// What it was trained on.
+    pub data: DataIdentity,
+}
+
+impl Saved {
+    /// Reads the metadata of `checkpoint`.
+    ///
+    /// # Errors
+    /// [`Error::Format`] if an entry is missing or malformed.
+    pub fn read(checkpoint: &Checkpoint) -> Result<Self> {
+        let refuse = |found: String| Error::format(checkpoint.path(), format!("the field `{CONFIG}`"), found);
+        let text = checkpoint.metadata().get(CONFIG).ok_or_else(|| refuse("none".into()))?;
+        let config = toml::from_str(text).map_err(|e| refuse(format!("one that cannot be read ({e})")))?;
+        Ok(Self { config, progress: Progress::load(checkpoint)?, data: checkpoint.get(DATA)? })
+    }
+}
+
+/// The encoder of `checkpoint`, on `device`.
+///
+/// # Errors
+/// If a parameter is missing, left over, or of the wrong shape.
+pub fn load_encoder(checkpoint: &Checkpoint, config: &TrainConfig, device: Device) -> Result<Encoder> {
+    config.encoder().validate()?;
+    let mut encoder =
+        Encoder::new(config.encoder(), config.seed, device).with_precision(config.precision.resolve(device));
+    encoder.parameters_mut().load(&tensors_under(checkpoint, ENCODER)?)?;
+    Ok(encoder)
+}
+
+/// The bank of `checkpoint`.
+///
+/// # Errors
+/// If it is missing or not `[N, D]` of 32-bit floats.
+pub fn load_bank(checkpoint: &Checkpoint) -> Result<MemoryBank> {
+    let tensor = checkpoint.tensor(BANK)?;
+    match (tensor.to_f32(), tensor.shape.as_slice()) {
+        (Some(rows), &[n, dim]) if n > 0 && dim > 0 => Ok(MemoryBank::from_rows(n, dim, rows)),
+        (_, shape) => Err(Error::format(
+            checkpoint.path(),
+            format!("`{BANK}` as F32 [N, D]"),
+            format!("{:?} {shape:?}", tensor.dtype),
+        )),
+    }
+}
+
+/// The whole state of `checkpoint`, ready to train on `device` with `config`.
+///
+/// # Errors
+/// If anything is missing, left over, or of the wrong shape.
+pub fn load(checkpoint: &Checkpoint, saved: &Saved, config: &TrainConfig, device: Device) -> Result<TrainState> {
+    let encoder = load_encoder(checkpoint, config, device)?;
+    let mut sgd = Sgd::new(encoder.parameters(), config.momentum, config.weight_decay);
+    sgd.load_buffers(&tensors_under(checkpoint, MOMENTUM)?)?;
+    let bank = load_bank(checkpoint)?;
+    if (bank.len(), bank.dim()) != (saved.data.images, config.embed_dim) {
+        return Err(Error::format(
+            checkpoint.path(),
+            format!("a bank of {} × {}", saved.data.images, config.embed_dim),
+            format!("{} × {}", bank.len(), bank.dim()),
+        ));
+    }
+    let normalizer = Normalizer { mode: config.normalizer.0, ln_z: saved.progress.ln_z };
+    Ok(TrainState { encoder, sgd, bank, normalizer, progress: saved.progress.clone() })
+}
+
+/// A tensor's elements on the host, in C order, whatever its memory layout.
+fn host_bytes(name: String, tensor: &Tensor) -> TensorBytes<'static> {
+    let shape: Vec<usize> = tensor.size().into_iter().map(|n| n as usize).collect();
+    let (dtype, bytes): (_, Vec<u8>) = match tensor.kind() {
+        Kind::Int64 => {
+            let mut values = vec![0i64; tensor.numel()];
+            let count = values.len();
+            tensor.to_device(Device::Cpu).contiguous().copy_data(&mut values, count);
+            (Dtype::I64, values.into_iter().flat_map(i64::to_le_bytes).collect())
+        }
+        _ => (Dtype::F32, to_vec_f32(tensor).into_iter().flat_map(f32::to_le_bytes).collect()),
+    };
+    TensorBytes::new(name, dtype, shape, bytes)
+}
+
+/// The tensors whose names start with `prefix`, which is cut off.
+fn tensors_under(checkpoint: &Checkpoint, prefix: &str) -> Result<BTreeMap<String, Tensor>> {
+    let mut found = BTreeMap::new();
+    for stored in checkpoint.tensors() {
+        let Some(name) = stored.name.strip_prefix(prefix) else { continue };
+        let kind = match stored.dtype {
+            Dtype::F32 => Kind::Float,
+            Dtype::I64 => Kind::Int64,
+            other => {
+                let expected = format!("`{}` as F32 or I64", stored.name);
+                return Err(Error::format(checkpoint.path(), expected, format!("{other:?}")));
+            }
+        };
+        let shape: Vec<i64> = stored.shape.iter().map(|&n| n as i64).collect();
+        let tensor = Tensor::f_from_data_size(&stored.bytes, &shape, kind).map_err(|e| {
+            Error::format(checkpoint.path(), format!("`{}` as {shape:?}", stored.name), e.to_string())
+        })?;
+        found.insert(name.to_owned(), tensor);
+    }
+    Ok(found)
+}

@@ -1,0 +1,45 @@
+//! Every dependency has a licence that deny.toml allows.
+
+use std::process::Command;
+
+#[derive(serde::Deserialize)]
+struct Metadata {
+    packages: Vec<Package>,
+}
+
+#[derive(serde::Deserialize)]
+struct Package {
+    name: String,
+    version: String,
+    license: Option<String>,
+}
+
+#[test]
+fn every_dependency_has_an_allowed_licence() {
+    let root = env!("CARGO_MANIFEST_DIR");
+    let deny: toml::Table = std::fs::read_to_string(format!("{root}/deny.toml")).unwrap().parse().unwrap();
+    let allowed: Vec<&str> =
+        deny["licenses"]["allow"].as_array().unwrap().iter().map(|licence| licence.as_str().unwrap()).collect();
+    // Offline: the build that runs this test has fetched every package already.
+    let output = Command::new(env!("CARGO"))
+        .args(["metadata", "--format-version", "1", "--offline", "--locked"])
+        .current_dir(root)
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let metadata: Metadata = serde_json::from_slice(&output.stdout).unwrap();
+    assert!(metadata.packages.len() > 50, "only {} packages listed", metadata.packages.len());
+
+    let refused: Vec<String> = metadata
+        .packages
+        .iter()
+        .filter(|package| {
+            let Some(licence) = &package.license else { return true };
+            // Old manifests separate alternatives with a slash.
+            let expression = spdx::Expression::parse_mode(licence, spdx::ParseMode::LAX).unwrap();
+            !expression.evaluate(|requirement| allowed.contains(&requirement.to_string().as_str()))
+        })
+        .map(|package| format!("{} {}: {:?}", package.name, package.version, package.license))
+        .collect();
+    assert!(refused.is_empty(), "licences that deny.toml does not allow:\n{}", refused.join("\n"));
+}
