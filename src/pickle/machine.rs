@@ -449,7 +449,7 @@ impl<'a> Machine<'a> {
     }
 
     fn call(&mut self, class: Id, args: Id, kwargs: Option<Id>) -> Step {
-        if !matches!(self.value(class), Value::Global { .. } | Value::Object(_)) {
+        if !matches!(self.value(class), Value::Global { .. } | Value::Object(_) | Value::Persistent(_)) {
             return Err("what is called is neither a name nor an object".into());
         }
         if !matches!(self.value(args), Value::Tuple(_)) {

@@ -81,7 +81,7 @@ impl Global<'_> {
 
 impl std::fmt::Display for Global<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}.{}", self.module, self.name)
+        f.pad(&format!("{}.{}", self.module, self.name))
     }
 }
 
@@ -107,6 +107,11 @@ impl<'a> Pickle<'a> {
     /// Number of values, an upper bound of every id's index.
     pub fn n_values(&self) -> usize {
         self.nodes.len()
+    }
+
+    /// Every value's id, in the order in which they were made.
+    pub fn ids(&self) -> impl Iterator<Item = Id> + use<> {
+        (0..self.nodes.len() as u32).map(Id)
     }
 
     /// The value at `id`.

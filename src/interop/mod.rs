@@ -1,0 +1,3 @@
+//! PyTorch files in, standard files out.
+
+pub mod torch;
