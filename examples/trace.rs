@@ -28,7 +28,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     };
     let (steps, batch_size): (u64, usize) = (steps.parse()?, batch.parse()?);
     let splits = detect::open(Path::new(data), None, &OpenOptions::default())?;
-    let layer: toml::Table = format!("n-negatives = {k}\nbatch-size = {batch_size}\nprecision = \"fp32\"").parse()?;
+    let layer: toml::Table =
+        format!("n-negatives = {k}\nbatch-size = {batch_size}\nprecision = \"fp32\"").parse()?;
     let config = TrainConfig::resolve(Preset::Cifar, Path::new(data), splits.format, &[("trace", layer)])?;
     assert_eq!(config.bank_init, BankInit::Random, "the published start");
     let encoder = start::fresh_encoder(&config, tch::Device::Cpu);
@@ -51,7 +52,13 @@ fn main() -> Result<(), Box<dyn Error>> {
         epoch: 0,
         purpose: Purpose::Augmentation,
     };
-    let loader = Loader::new(Arc::clone(splits.train.source()), view, order, batch_size, LoaderOptions { workers: 1, ..LoaderOptions::default() })?;
+    let loader = Loader::new(
+        Arc::clone(splits.train.source()),
+        view,
+        order,
+        batch_size,
+        LoaderOptions { workers: 1, ..LoaderOptions::default() },
+    )?;
     let objective = Objective::new(&config, noise.clone(), Vec::new());
     let mut losses = Vec::new();
     for (step, batch) in (0..steps).zip(loader) {
@@ -62,14 +69,19 @@ fn main() -> Result<(), Box<dyn Error>> {
         record.bytes(format!("pixels.{step}"), Dtype::U8, batch.pixels.clone(), vec![b, side, side, 3]);
         record.integers(format!("indices.{step}"), &batch.indices, vec![b]);
         record.integers(format!("negatives.{step}"), &drawn, vec![b, config.n_negatives as i64]);
-        let outcome = train_batch(&mut state, &objective, &batch, &input.normalization, config.bank_momentum, 1, step);
+        let outcome =
+            train_batch(&mut state, &objective, &batch, &input.normalization, config.bank_momentum, 1, step);
         losses.push(outcome.loss as f32);
         let gradients = outcome.gradients.ok_or("the loss is not finite")?;
         state.sgd.step(state.encoder.parameters_mut(), gradients, config.lr);
         println!("step {step} loss {:.6}", outcome.loss);
     }
     record.floats("losses".into(), &losses, vec![losses.len() as i64]);
-    record.floats("bank_after".into(), state.bank.rows(), vec![state.bank.len() as i64, state.bank.dim() as i64]);
+    record.floats(
+        "bank_after".into(),
+        state.bank.rows(),
+        vec![state.bank.len() as i64, state.bank.dim() as i64],
+    );
     record.write(Path::new(out))
 }
 

@@ -274,7 +274,12 @@ impl TrainConfig {
     ///
     /// # Errors
     /// [`Error::Usage`] for an unknown key, a value of the wrong type, or an impossible combination.
-    pub fn resolve(preset: Preset, data: &Path, format: DataFormat, layers: &[(&str, Table)]) -> Result<Self> {
+    pub fn resolve(
+        preset: Preset,
+        data: &Path,
+        format: DataFormat,
+        layers: &[(&str, Table)],
+    ) -> Result<Self> {
         let base = Self::preset(preset, data, format);
         let mut table = Table::try_from(&base).map_err(|e| Error::usage(format!("the data path: {e}")))?;
         let mut config = base;
@@ -316,13 +321,19 @@ impl TrainConfig {
     fn validate(&self) -> Result<()> {
         let positive = |value: f64| value.is_finite() && value > 0.0;
         let refuse = |broken: bool, message: String| if broken { Err(Error::usage(message)) } else { Ok(()) };
-        refuse(!positive(self.temperature), format!("--temperature must be positive, found {}", self.temperature))?;
+        refuse(
+            !positive(self.temperature),
+            format!("--temperature must be positive, found {}", self.temperature),
+        )?;
         refuse(!positive(self.lr), format!("--lr must be positive, found {}", self.lr))?;
         refuse(
             !(0.0..=1.0).contains(&self.bank_momentum),
             format!("--bank-momentum must lie in 0..=1, found {}", self.bank_momentum),
         )?;
-        refuse(!(0.0..1.0).contains(&self.momentum), format!("--momentum must lie in 0..1, found {}", self.momentum))?;
+        refuse(
+            !(0.0..1.0).contains(&self.momentum),
+            format!("--momentum must lie in 0..1, found {}", self.momentum),
+        )?;
         refuse(
             !(self.weight_decay.is_finite() && self.weight_decay >= 0.0),
             format!("--weight-decay must be 0 or more, found {}", self.weight_decay),
@@ -331,7 +342,10 @@ impl TrainConfig {
             !(self.proximal.is_finite() && self.proximal >= 0.0),
             format!("--proximal must be 0 or more, found {}", self.proximal),
         )?;
-        refuse(!positive(self.save_every), format!("--save-every must be positive, found {}", self.save_every))?;
+        refuse(
+            !positive(self.save_every),
+            format!("--save-every must be positive, found {}", self.save_every),
+        )?;
         for (flag, value) in [
             ("--embed-dim", self.embed_dim),
             ("--width", self.width),
@@ -356,10 +370,7 @@ impl TrainConfig {
             !(0.0..=self.epochs as f64).contains(&self.warmup_epochs),
             format!("--warmup-epochs must lie in 0..={}, found {}", self.epochs, self.warmup_epochs),
         )?;
-        refuse(
-            !self.milestones.is_sorted(),
-            format!("--milestones must rise, found {:?}", self.milestones),
-        )?;
+        refuse(!self.milestones.is_sorted(), format!("--milestones must rise, found {:?}", self.milestones))?;
         refuse(
             self.objective != ObjectiveKind::Nce
                 && self.normalizer != NormalizerChoice(NormalizerMode::FirstBatch),
@@ -369,10 +380,7 @@ impl TrainConfig {
             self.objective == ObjectiveKind::Softmax && self.noise_weights.is_some(),
             "--noise-weights is for objectives that draw negatives; the full softmax draws none".into(),
         )?;
-        refuse(
-            self.max_steps == Some(0),
-            "--max-steps 0 would train nothing".into(),
-        )
+        refuse(self.max_steps == Some(0), "--max-steps 0 would train nothing".into())
     }
 
     /// The encoder this run trains.
@@ -402,7 +410,8 @@ impl TrainConfig {
     /// # Errors
     /// If a path is not UTF-8, which TOML cannot hold.
     pub fn to_toml(&self) -> Result<String> {
-        toml::to_string(self).map_err(|e| Error::usage(format!("the settings cannot be written as TOML: {e}")))
+        toml::to_string(self)
+            .map_err(|e| Error::usage(format!("the settings cannot be written as TOML: {e}")))
     }
 }
 
@@ -421,7 +430,8 @@ pub fn name_of(value: impl Serialize) -> String {
 /// If it cannot be read or is not TOML; the message has line and column.
 pub fn read_layer(path: &Path) -> Result<Table> {
     let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, "read the configuration", e))?;
-    text.parse().map_err(|e: toml::de::Error| Error::format(path, "TOML settings", e.to_string().trim().to_owned()))
+    text.parse()
+        .map_err(|e: toml::de::Error| Error::format(path, "TOML settings", e.to_string().trim().to_owned()))
 }
 
 /// Lays `over` on `base`: tables merge, everything else replaces.
@@ -453,14 +463,19 @@ mod tests {
             TrainConfig::resolve(Preset::Imagenet, Path::new("photos"), DataFormat::Folder, &[]).unwrap();
         assert_eq!((imagenet.temperature, imagenet.weight_decay, imagenet.batch_size), (0.07, 1e-4, 256));
         for config in [cifar, imagenet] {
-            assert_eq!((config.lr, config.epochs, config.n_negatives, config.embed_dim), (0.03, 200, 4096, 128));
+            assert_eq!(
+                (config.lr, config.epochs, config.n_negatives, config.embed_dim),
+                (0.03, 200, 4096, 128)
+            );
             assert_eq!(config.milestones, [120, 160]);
         }
     }
 
     #[test]
     fn a_written_config_reads_back_the_same() {
-        let config = resolve("seed = 7\nnormalizer = \"2876934\"\nmax-steps = 12\n[augmentation]\nflip = 0.5").unwrap();
+        let config =
+            resolve("seed = 7\nnormalizer = \"2876934\"\nmax-steps = 12\n[augmentation]\nflip = 0.5")
+                .unwrap();
         assert_eq!(config.augmentation.flip, 0.5);
         let again = resolve(&config.to_toml().unwrap()).unwrap();
         assert_eq!(config, again);

@@ -9,14 +9,53 @@ fn the_published_command_line_works() {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
     let published = [
-        "train", "synthetic:64x16", "--arch", "resnet18", "-j", "32", "--nce-k", "4096", "--nce-t", "0.07", "--lr", "0.03",
-        "--nce-m", "0.5", "--low-dim", "128", "-b", "256", "--momentum", "0.9", "--wd", "1e-4", "-p", "10",
-        "--iter_size", "1", "--start-epoch", "0", "--world-size", "1", "--dist-url", "tcp://x", "--dist-backend", "gloo",
-        "--width", "4", "--image-size", "16", "--epochs", "1", "--out", "run",
+        "train",
+        "synthetic:64x16",
+        "--arch",
+        "resnet18",
+        "-j",
+        "32",
+        "--nce-k",
+        "4096",
+        "--nce-t",
+        "0.07",
+        "--lr",
+        "0.03",
+        "--nce-m",
+        "0.5",
+        "--low-dim",
+        "128",
+        "-b",
+        "256",
+        "--momentum",
+        "0.9",
+        "--wd",
+        "1e-4",
+        "-p",
+        "10",
+        "--iter_size",
+        "1",
+        "--start-epoch",
+        "0",
+        "--world-size",
+        "1",
+        "--dist-url",
+        "tcp://x",
+        "--dist-backend",
+        "gloo",
+        "--width",
+        "4",
+        "--image-size",
+        "16",
+        "--epochs",
+        "1",
+        "--out",
+        "run",
     ];
     let said = succeeds(folder, published);
     assert!(said.contains("lemniscate eval run"), "{said}");
-    let config: toml::Table = std::fs::read_to_string(folder.join("run/config.toml")).unwrap().parse().unwrap();
+    let config: toml::Table =
+        std::fs::read_to_string(folder.join("run/config.toml")).unwrap().parse().unwrap();
     assert_eq!(config["n-negatives"].as_integer(), Some(4096));
     assert_eq!(config["temperature"].as_float(), Some(0.07));
     assert_eq!(config["batch-size"].as_integer(), Some(256));
@@ -71,7 +110,10 @@ fn eval_takes_lists_and_is_safe_for_any_k_and_number_of_classes() {
     }
     succeeds(folder, tiny("data", "run", &["--max-steps", "2"]));
     let before = std::fs::read(folder.join("run/last.ckpt")).unwrap();
-    let said = succeeds(folder, ["eval", "run", "data", "-k", "1,20,100000", "-t", "0.07,0.5", "--bank", "both", "--json"]);
+    let said = succeeds(
+        folder,
+        ["eval", "run", "data", "-k", "1,20,100000", "-t", "0.07,0.5", "--bank", "both", "--json"],
+    );
     let rows: Vec<serde_json::Value> = said.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert_eq!(rows.len(), 2 * 3 * 2);
     for row in &rows {
@@ -115,14 +157,20 @@ fn unreadable_images_stop_a_run_unless_quarantined() {
     let whole = std::fs::read(&images[9]).unwrap();
     std::fs::write(&images[9], &whole[..whole.len() / 2]).unwrap();
     let refused = fails(folder, 1, tiny("photos", "run", &[]));
-    assert!(refused.contains("007.png") && refused.contains("009.png") && refused.contains("--quarantine"), "{refused}");
+    assert!(
+        refused.contains("007.png") && refused.contains("009.png") && refused.contains("--quarantine"),
+        "{refused}"
+    );
     assert!(!folder.join("run").exists(), "a refused run left a folder");
 
     succeeds(folder, tiny("photos", "run", &["--quarantine", "--max-steps", "2"]));
     let manifest = std::fs::read_to_string(folder.join("run/manifest.json")).unwrap();
     assert!(manifest.contains("007.png") && manifest.contains("009.png"), "{manifest}");
     // Their rows stay: 20 rows, as many as files.
-    let bank = common::tensors(&folder.join("run/last.ckpt")).into_iter().find(|(name, _)| name == "bank.memory").unwrap();
+    let bank = common::tensors(&folder.join("run/last.ckpt"))
+        .into_iter()
+        .find(|(name, _)| name == "bank.memory")
+        .unwrap();
     assert_eq!(bank.1.len(), 20 * 16 * 4);
     succeeds(folder, ["train", "--resume", "run", "--max-steps", "3"]);
 

@@ -18,9 +18,31 @@ fn features_beat_chance_and_an_untrained_encoder() {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
     let settings = [
-        "train", "synthetic:2000x16", "--image-size", "16", "--width", "16", "--embed-dim", "64", "--nce-k", "0",
-        "--bank-init", "features", "-b", "32", "--lr", "0.1", "--schedule", "cosine", "--epochs", "20", "--monitor", "none",
-        "--precision", "fp32", "--quiet",
+        "train",
+        "synthetic:2000x16",
+        "--image-size",
+        "16",
+        "--width",
+        "16",
+        "--embed-dim",
+        "64",
+        "--nce-k",
+        "0",
+        "--bank-init",
+        "features",
+        "-b",
+        "32",
+        "--lr",
+        "0.1",
+        "--schedule",
+        "cosine",
+        "--epochs",
+        "20",
+        "--monitor",
+        "none",
+        "--precision",
+        "fp32",
+        "--quiet",
     ];
     // One step at a vanishing rate leaves the encoder as it was drawn.
     let untouched = [&settings[..], &["--lr", "1e-30", "--max-steps", "1", "--out", "untrained"]].concat();

@@ -18,11 +18,23 @@ struct Package {
 fn every_dependency_has_an_allowed_licence() {
     let root = env!("CARGO_MANIFEST_DIR");
     let deny: toml::Table = std::fs::read_to_string(format!("{root}/deny.toml")).unwrap().parse().unwrap();
-    let allowed: Vec<&str> =
-        deny["licenses"]["allow"].as_array().unwrap().iter().map(|licence| licence.as_str().unwrap()).collect();
+    let allowed: Vec<&str> = deny["licenses"]["allow"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|licence| licence.as_str().unwrap())
+        .collect();
     // Offline: the build that runs this test has fetched every package already.
     let output = Command::new(env!("CARGO"))
-        .args(["metadata", "--format-version", "1", "--offline", "--locked", "--filter-platform", env!("BUILD_TARGET")])
+        .args([
+            "metadata",
+            "--format-version",
+            "1",
+            "--offline",
+            "--locked",
+            "--filter-platform",
+            env!("BUILD_TARGET"),
+        ])
         .current_dir(root)
         .output()
         .unwrap();

@@ -23,7 +23,8 @@ fn killed_at_any_moment_and_resumed_it_ends_with_the_same_bytes() {
     assert_eq!(steps.len(), 2 * 20);
 
     // Kill after waits that grow unevenly, until one attempt lasts to the end.
-    let mut arguments: Vec<String> = tiny("synthetic:320x16", "killed", SAVE_OFTEN).into_iter().map(String::from).collect();
+    let mut arguments: Vec<String> =
+        tiny("synthetic:320x16", "killed", SAVE_OFTEN).into_iter().map(String::from).collect();
     let (mut kills, mut mid_epoch) = (0, 0);
     loop {
         let mut child = lemniscate(folder, &arguments).stdout(std::process::Stdio::null()).spawn().unwrap();
@@ -62,7 +63,10 @@ fn killed_at_any_moment_and_resumed_it_ends_with_the_same_bytes() {
 
 /// Complete lines of kind "step" in a metrics file whose last line may be torn.
 fn losses_so_far(run: &Path) -> usize {
-    std::fs::read_to_string(run.join("metrics.jsonl")).unwrap_or_default().matches("\"kind\":\"step\"").count()
+    std::fs::read_to_string(run.join("metrics.jsonl"))
+        .unwrap_or_default()
+        .matches("\"kind\":\"step\"")
+        .count()
 }
 
 #[test]
@@ -143,7 +147,10 @@ fn a_contradicting_flag_is_refused_by_name() {
     let folder = folder.path();
     succeeds(folder, tiny("synthetic:100x16", "run", &["--max-steps", "2"]));
     let refused = fails(folder, 1, ["train", "--resume", "run", "--arch", "resnet50"]);
-    assert!(refused.contains("arch") && refused.contains("resnet18") && refused.contains("resnet50"), "{refused}");
+    assert!(
+        refused.contains("arch") && refused.contains("resnet18") && refused.contains("resnet50"),
+        "{refused}"
+    );
     let refused = fails(folder, 1, ["train", "--resume", "run", "--nce-t", "0.5"]);
     assert!(refused.contains("temperature"), "{refused}");
     // The same value is no contradiction, and what changes no result may change.

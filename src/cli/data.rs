@@ -31,7 +31,8 @@ pub struct Arguments {
 pub fn run(arguments: Arguments) -> Result<()> {
     let options = OpenOptions { test_path: arguments.test_data.clone(), ..OpenOptions::default() };
     let splits = detect::open(&arguments.data, arguments.data_format, &options)?;
-    let named = std::iter::once(("train", &splits.train)).chain(splits.test.as_ref().map(|test| ("test", test)));
+    let named =
+        std::iter::once(("train", &splits.train)).chain(splits.test.as_ref().map(|test| ("test", test)));
     let reports: Vec<_> = named
         .map(|(name, split)| Ok((name, scan_with_progress(split, arguments.workers)?)))
         .collect::<Result<_>>()?;

@@ -172,9 +172,10 @@ pub fn evaluate(request: &Request) -> Result<()> {
         Source::Live => &[Source::Live],
         Source::Recomputed => &[Source::Recomputed],
     };
-    let queries = with_bar(splits.test.as_ref().map_or(0, Dataset::len), "embedding test images", |progress| {
-        monitor::queries(&encoder, &splits, &input, progress)
-    })?;
+    let queries =
+        with_bar(splits.test.as_ref().map_or(0, Dataset::len), "embedding test images", |progress| {
+            monitor::queries(&encoder, &splits, &input, progress)
+        })?;
     if !request.json {
         say(describe(&found, &splits))?;
     }
@@ -200,7 +201,9 @@ pub fn evaluate(request: &Request) -> Result<()> {
     }
     match (&request.picture, queries, drawn) {
         (Some(path), Some(queries), Some(neighbors)) => draw(path, &splits, &queries, &neighbors),
-        (Some(_), _, _) => Err(Error::usage("--picture frames neighbours by class, and this data has no labels")),
+        (Some(_), _, _) => {
+            Err(Error::usage("--picture frames neighbours by class, and this data has no labels"))
+        }
         (None, _, _) => Ok(()),
     }
 }
@@ -224,7 +227,13 @@ fn open_data(request: &Request, found: &Found) -> Result<Splits> {
 }
 
 /// The rows that queries are compared with.
-fn bank_of(source: Source, found: &Found, encoder: &Encoder, splits: &Splits, input: &Input) -> Result<MemoryBank> {
+fn bank_of(
+    source: Source,
+    found: &Found,
+    encoder: &Encoder,
+    splits: &Splits,
+    input: &Input,
+) -> Result<MemoryBank> {
     let train = &splits.train;
     if source == Source::Live {
         if start::identify(train)?.fingerprint != found.saved.data.fingerprint {
@@ -236,8 +245,9 @@ fn bank_of(source: Source, found: &Found, encoder: &Encoder, splits: &Splits, in
         }
         return load_bank(&found.checkpoint);
     }
-    let (indices, features) =
-        with_bar(train.len(), "embedding training images", |progress| embed_all(encoder, train, input, progress))?;
+    let (indices, features) = with_bar(train.len(), "embedding training images", |progress| {
+        embed_all(encoder, train, input, progress)
+    })?;
     let dim = encoder.config().embed_dim as usize;
     // Rows of quarantined images stay zero; the search passes over them.
     let mut rows = vec![0.0; train.len() * dim];
@@ -339,7 +349,11 @@ fn draw(path: &Path, splits: &Splits, queries: &Queries, neighbors: &Neighbors) 
     sheet.save(path).map_err(|e| Error::io(path, "write the picture", std::io::Error::other(e)))
 }
 
-fn with_bar<T>(total: usize, what: &'static str, work: impl FnOnce(&mut dyn FnMut(usize)) -> Result<T>) -> Result<T> {
+fn with_bar<T>(
+    total: usize,
+    what: &'static str,
+    work: impl FnOnce(&mut dyn FnMut(usize)) -> Result<T>,
+) -> Result<T> {
     let bar = bar(total, what);
     let result = work(&mut |done| bar.set_position(done as u64));
     bar.finish_and_clear();

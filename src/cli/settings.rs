@@ -48,10 +48,24 @@ pub struct Settings {
     #[arg(long, value_enum, help_heading = "Objective")]
     objective: Option<ObjectiveKind>,
     /// Noise samples for each image of a batch; 0 for the full softmax
-    #[arg(short = 'K', long, visible_alias = "nce-k", alias = "nce_k", value_name = "K", help_heading = "Objective")]
+    #[arg(
+        short = 'K',
+        long,
+        visible_alias = "nce-k",
+        alias = "nce_k",
+        value_name = "K",
+        help_heading = "Objective"
+    )]
     n_negatives: Option<usize>,
     /// Divides every similarity
-    #[arg(short = 'T', long, visible_alias = "nce-t", alias = "nce_t", value_name = "T", help_heading = "Objective")]
+    #[arg(
+        short = 'T',
+        long,
+        visible_alias = "nce-t",
+        alias = "nce_t",
+        value_name = "T",
+        help_heading = "Objective"
+    )]
     temperature: Option<f64>,
     /// Weight of the old row when the bank moves
     #[arg(long, visible_alias = "nce-m", alias = "nce_m", value_name = "M", help_heading = "Objective")]
@@ -97,7 +111,13 @@ pub struct Settings {
     #[arg(long, value_name = "EPOCHS", help_heading = "Optimisation")]
     warmup_epochs: Option<f64>,
     /// Batches averaged into one optimiser step
-    #[arg(long, visible_alias = "iter-size", alias = "iter_size", value_name = "N", help_heading = "Optimisation")]
+    #[arg(
+        long,
+        visible_alias = "iter-size",
+        alias = "iter_size",
+        value_name = "N",
+        help_heading = "Optimisation"
+    )]
     accumulate: Option<usize>,
 
     /// Arithmetic of the convolutions

@@ -13,7 +13,7 @@ use crate::data::dataset::{Dataset, Splits};
 use crate::data::detect::{self, DataFormat, OpenOptions};
 use crate::error::{Error, Result};
 use crate::model::Encoder;
-use crate::report::{MetricsWriter, curves, metrics, Reporter, SilentReporter, progress};
+use crate::report::{MetricsWriter, Reporter, SilentReporter, curves, metrics, progress};
 use crate::train::start::{self, Found};
 use crate::train::state::{DataIdentity, TrainState};
 use crate::train::step::Objective;
@@ -23,10 +23,12 @@ use crate::train::{self, Session, Summary};
 #[derive(clap::Args)]
 // The last of a repeated flag counts, as in the published program: scripts append to a common list.
 #[command(args_override_self = true)]
-#[command(after_help = "Settings come from the preset, then --config, then flags. A resumed run takes them from its \
+#[command(
+    after_help = "Settings come from the preset, then --config, then flags. A resumed run takes them from its \
 checkpoint.\n\nExamples:\n  lemniscate train photos/\n  lemniscate train cifar-10-batches-bin --nce-k 0\n  \
 lemniscate train imagenet/ --arch resnet18 -j 32 --nce-k 4096 --nce-t 0.07 --lr 0.03 --nce-m 0.5 --low-dim 128 -b 256\n  \
-lemniscate train --resume runs/photos-resnet18")]
+lemniscate train --resume runs/photos-resnet18"
+)]
 pub struct Arguments {
     /// A folder of images, a list file, CIFAR or MNIST files, an archive, or `synthetic`
     #[arg(value_name = "DATA")]
@@ -80,7 +82,9 @@ pub fn run(arguments: Arguments) -> Result<()> {
         });
     }
     match (&arguments.resume, arguments.evaluate) {
-        (Some(path), true) => eval::evaluate(&eval::Request::of(path, arguments.data.clone(), &arguments.settings)?),
+        (Some(path), true) => {
+            eval::evaluate(&eval::Request::of(path, arguments.data.clone(), &arguments.settings)?)
+        }
         (Some(path), false) => resume(path, &arguments),
         (None, _) => fresh(&arguments),
     }
@@ -95,7 +99,9 @@ fn fresh(arguments: &Arguments) -> Result<()> {
         (None, None) => {
             return Err(Error::Usage {
                 message: "no data given".into(),
-                hint: Some("lemniscate train DATA; to see it work without any: lemniscate train synthetic".into()),
+                hint: Some(
+                    "lemniscate train DATA; to see it work without any: lemniscate train synthetic".into(),
+                ),
             });
         }
     };
@@ -113,7 +119,8 @@ fn fresh(arguments: &Arguments) -> Result<()> {
     // The index is written while the files are listed, before there is a run folder to keep it in.
     let index = tempfile::tempdir().map_err(|e| Error::io(std::env::temp_dir(), "create a folder", e))?;
     let index_dir = Some(index.path().to_owned());
-    let splits = detect::open(&data, format, &OpenOptions { seed, test_path, index_dir, ..OpenOptions::default() })?;
+    let splits =
+        detect::open(&data, format, &OpenOptions { seed, test_path, index_dir, ..OpenOptions::default() })?;
     let preset = match arguments.preset {
         Some(preset) => preset,
         None => preset_for(&splits.train)?,
@@ -123,7 +130,8 @@ fn fresh(arguments: &Arguments) -> Result<()> {
         file.remove(key);
     }
     let stored_path = stored_path(&data, splits.format)?;
-    let config = TrainConfig::resolve(preset, &stored_path, splits.format, &[("--config", file), ("flags", flags)])?;
+    let config =
+        TrainConfig::resolve(preset, &stored_path, splits.format, &[("--config", file), ("flags", flags)])?;
     let device = config.device.resolve()?;
     let config = TrainConfig { precision: config.precision.resolve(device).into(), ..config };
     for note in &splits.notes {
@@ -132,10 +140,19 @@ fn fresh(arguments: &Arguments) -> Result<()> {
     let splits = if arguments.skip_scan { splits } else { checked(splits, &config)? };
     let n = splits.train.len() - splits.train.quarantined().len();
     if config.objective != ObjectiveKind::Softmax && config.n_negatives >= n {
-        warn(arguments, &format!("{} negatives from {n} images: --nce-k 0 compares with all of them and is exact", config.n_negatives));
+        warn(
+            arguments,
+            &format!(
+                "{} negatives from {n} images: --nce-k 0 compares with all of them and is exact",
+                config.n_negatives
+            ),
+        );
     }
     if splits.train.labels().is_none() && config.monitor != Monitor::None {
-        warn(arguments, "no labels: kNN accuracy is left out; progress is how often a second view finds its own row first");
+        warn(
+            arguments,
+            "no labels: kNN accuracy is left out; progress is how often a second view finds its own row first",
+        );
     }
     let noise = start::noise(&config, &splits.train)?;
     let encoder = match &arguments.pretrained {
@@ -151,7 +168,8 @@ fn fresh(arguments: &Arguments) -> Result<()> {
     write_manifest(&folder, &splits, &identity)?;
     keep_index(index.path(), &folder)?;
     let embedding = bar(if config.bank_init == BankInit::Features { n } else { 0 }, "filling the bank");
-    let state = start::fresh_state(&config, &splits, encoder, &mut |done| embedding.set_position(done as u64))?;
+    let state =
+        start::fresh_state(&config, &splits, encoder, &mut |done| embedding.set_position(done as u64))?;
     embedding.finish_and_clear();
     let metrics = MetricsWriter::create(&folder.file(run_folder::METRICS))?;
     let objective = Objective::new(&config, noise, splits.train.quarantined().to_vec());
@@ -231,12 +249,24 @@ fn go(arguments: &Arguments, parts: Parts) -> Result<()> {
     if !arguments.quiet {
         say(describe(&config, &splits, &path))?;
     }
-    let mut reporter: Box<dyn Reporter> =
-        if arguments.quiet { Box::new(SilentReporter) } else { progress::for_standard_streams(config.print_freq) };
+    let mut reporter: Box<dyn Reporter> = if arguments.quiet {
+        Box::new(SilentReporter)
+    } else {
+        progress::for_standard_streams(config.print_freq)
+    };
     let interrupt = Interrupt::install()?;
     let quiet = arguments.quiet;
-    let session =
-        Session { config, splits, identity, state, objective, folder, metrics, reporter: reporter.as_mut(), interrupt };
+    let session = Session {
+        config,
+        splits,
+        identity,
+        state,
+        objective,
+        folder,
+        metrics,
+        reporter: reporter.as_mut(),
+        interrupt,
+    };
     let outcome = train::run(session);
     drop(reporter);
     write_curves(&path)?;
@@ -349,7 +379,8 @@ fn write_curves(run: &Path) -> Result<()> {
 }
 
 fn set_threads(threads: usize) -> Result<()> {
-    let threads = if threads == 0 { std::thread::available_parallelism().map_or(1, usize::from) } else { threads };
+    let threads =
+        if threads == 0 { std::thread::available_parallelism().map_or(1, usize::from) } else { threads };
     tch::set_num_threads(threads as i32);
     rayon::ThreadPoolBuilder::new()
         .num_threads(threads)

@@ -28,7 +28,11 @@ impl Input {
             Family::Cifar => (TestTransform::cifar(image_size), Normalization::cifar()),
             Family::ImageNet => (TestTransform::imagenet(image_size), Normalization::imagenet()),
         };
-        Self { transform, normalization: Arc::new(normalization.table()), loader: LoaderOptions { workers, ..LoaderOptions::default() } }
+        Self {
+            transform,
+            normalization: Arc::new(normalization.table()),
+            loader: LoaderOptions { workers, ..LoaderOptions::default() },
+        }
     }
 }
 

@@ -57,7 +57,9 @@ pub fn queries(
 ) -> Result<Option<Queries>> {
     match &splits.test {
         Some(test) => {
-            let Some(labels) = test.labels().filter(|_| splits.train.labels().is_some()) else { return Ok(None) };
+            let Some(labels) = test.labels().filter(|_| splits.train.labels().is_some()) else {
+                return Ok(None);
+            };
             let (indices, features) = embed_all(encoder, test, input, progress)?;
             let labels = indices.iter().map(|&i| labels[i as usize]).collect();
             Ok(Some(Queries { features, labels, own_rows: None, indices }))

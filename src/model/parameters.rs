@@ -64,7 +64,8 @@ impl Parameters {
 
     /// The name of the first tensor that holds a NaN or an infinity, if any does.
     pub fn first_non_finite(&self) -> Option<&str> {
-        let finite = |entry: &&Entry| bool::try_from(no_grad(|| entry.tensor.isfinite().all())).unwrap_or(false);
+        let finite =
+            |entry: &&Entry| bool::try_from(no_grad(|| entry.tensor.isfinite().all())).unwrap_or(false);
         self.entries.iter().find(|entry| !finite(entry)).map(|entry| entry.name.as_str())
     }
 

@@ -146,16 +146,24 @@ impl Session<'_> {
                     draw,
                 );
                 if !outcome.loss.is_finite() {
-                    let names = batch.indices.iter().map(|&i| self.splits.train.name(i as usize).into_owned());
+                    let names =
+                        batch.indices.iter().map(|&i| self.splits.train.name(i as usize).into_owned());
                     let step = self.state.progress.step;
-                    return Err(Error::NonFiniteLoss { loss: outcome.loss, epoch, step, images: names.collect() });
+                    return Err(Error::NonFiniteLoss {
+                        loss: outcome.loss,
+                        epoch,
+                        step,
+                        images: names.collect(),
+                    });
                 }
                 match (&mut gradients, outcome.gradients) {
                     (Some(sum), Some(part)) => sum.accumulate(&part),
                     (sum, part) => *sum = part,
                 }
                 record.loss += outcome.loss / group as f64;
-                for (part, spent) in parts.iter_mut().zip([outcome.forward, outcome.objective, outcome.backward]) {
+                for (part, spent) in
+                    parts.iter_mut().zip([outcome.forward, outcome.objective, outcome.backward])
+                {
                     *part += milliseconds(spent);
                 }
                 images += batch.indices.len();
@@ -248,7 +256,11 @@ impl Session<'_> {
                 for cell in monitor::accuracies(&neighbors, &queries, train, &ks, &[config.temperature]) {
                     records.extend(accuracy_records(epoch, &cell));
                 }
-                records.iter().rev().find(|record| record.metric.ends_with("_top1")).map(|record| record.value)
+                records
+                    .iter()
+                    .rev()
+                    .find(|record| record.metric.ends_with("_top1"))
+                    .map(|record| record.value)
             }
             None => {
                 let measured = monitor::label_free(

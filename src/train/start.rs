@@ -114,7 +114,10 @@ pub fn check_data(found: &Found, now: &DataIdentity, accept_changed: bool) -> Re
     };
     if was.images != now.images {
         return refuse(
-            format!("it was trained on {} images, this data has {}; its bank has one row each", was.images, now.images),
+            format!(
+                "it was trained on {} images, this data has {}; its bank has one row each",
+                was.images, now.images
+            ),
             Some("point at the data of the run, or start a new run"),
         );
     }
@@ -200,11 +203,19 @@ fn read_weights(path: &Path, n: usize) -> Result<Vec<f64>> {
         .enumerate()
         .map(|(i, line)| match line.trim().parse::<f64>() {
             Ok(weight) if weight.is_finite() && weight >= 0.0 => Ok(weight),
-            _ => Err(Error::format(path, "a non-negative number on each line", format!("`{line}` on line {}", i + 1))),
+            _ => Err(Error::format(
+                path,
+                "a non-negative number on each line",
+                format!("`{line}` on line {}", i + 1),
+            )),
         })
         .collect::<Result<_>>()?;
     if weights.len() != n {
-        return Err(Error::format(path, format!("{n} weights, one for each training image"), format!("{}", weights.len())));
+        return Err(Error::format(
+            path,
+            format!("{n} weights, one for each training image"),
+            format!("{}", weights.len()),
+        ));
     }
     Ok(weights)
 }

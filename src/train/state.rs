@@ -134,7 +134,12 @@ pub fn load_bank(checkpoint: &Checkpoint) -> Result<MemoryBank> {
 ///
 /// # Errors
 /// If anything is missing, left over, or of the wrong shape.
-pub fn load(checkpoint: &Checkpoint, saved: &Saved, config: &TrainConfig, device: Device) -> Result<TrainState> {
+pub fn load(
+    checkpoint: &Checkpoint,
+    saved: &Saved,
+    config: &TrainConfig,
+    device: Device,
+) -> Result<TrainState> {
     let encoder = load_encoder(checkpoint, config, device)?;
     let mut sgd = Sgd::new(encoder.parameters(), config.momentum, config.weight_decay);
     sgd.load_buffers(&tensors_under(checkpoint, MOMENTUM)?)?;

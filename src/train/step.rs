@@ -75,8 +75,12 @@ impl Objective {
         let negatives =
             Negatives::Drawn { noise: &self.noise, seed: self.seed, step: draw, k: self.n_negatives };
         let mut result = match self.kind {
-            ObjectiveKind::Softmax => softmax::full(features, bank, indices, self.temperature, &self.excluded_rows),
-            ObjectiveKind::SampledSoftmax => softmax::sampled(features, bank, indices, &negatives, self.temperature),
+            ObjectiveKind::Softmax => {
+                softmax::full(features, bank, indices, self.temperature, &self.excluded_rows)
+            }
+            ObjectiveKind::SampledSoftmax => {
+                softmax::sampled(features, bank, indices, &negatives, self.temperature)
+            }
             ObjectiveKind::Nce => {
                 if normalizer.needs_estimate() {
                     let estimate = estimate_ln_z(
@@ -120,10 +124,17 @@ pub fn train_batch(
     let forward = started.elapsed();
 
     let started = Instant::now();
-    let LossAndGradient { loss, mut gradient, .. } = objective.evaluate(&features, &batch.indices, &state.bank, &mut state.normalizer, draw);
+    let LossAndGradient { loss, mut gradient, .. } =
+        objective.evaluate(&features, &batch.indices, &state.bank, &mut state.normalizer, draw);
     let objective_time = started.elapsed();
     if !loss.is_finite() {
-        return BatchOutcome { loss, gradients: None, forward, objective: objective_time, backward: Duration::ZERO };
+        return BatchOutcome {
+            loss,
+            gradients: None,
+            forward,
+            objective: objective_time,
+            backward: Duration::ZERO,
+        };
     }
 
     let started = Instant::now();

@@ -6,12 +6,37 @@ use std::process::{Command, Output};
 
 /// Settings small enough for a test: seconds on one core.
 pub const TINY: &[&str] = &[
-    "--arch", "resnet18", "--width", "4", "--embed-dim", "16", "--image-size", "16", "-b", "16", "--nce-k", "32",
-    "--epochs", "2", "--knn-k", "10", "-j", "1", "--threads", "1", "--precision", "fp32", "--print-freq", "2",
+    "--arch",
+    "resnet18",
+    "--width",
+    "4",
+    "--embed-dim",
+    "16",
+    "--image-size",
+    "16",
+    "-b",
+    "16",
+    "--nce-k",
+    "32",
+    "--epochs",
+    "2",
+    "--knn-k",
+    "10",
+    "-j",
+    "1",
+    "--threads",
+    "1",
+    "--precision",
+    "fp32",
+    "--print-freq",
+    "2",
 ];
 
 /// `lemniscate` with `arguments`, in `folder`, not started yet.
-pub fn lemniscate<S: AsRef<std::ffi::OsStr>>(folder: &Path, arguments: impl IntoIterator<Item = S>) -> Command {
+pub fn lemniscate<S: AsRef<std::ffi::OsStr>>(
+    folder: &Path,
+    arguments: impl IntoIterator<Item = S>,
+) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_lemniscate"));
     command.current_dir(folder).args(arguments).env("LEMNISCATE_NO_PROGRESS", "1");
     command
@@ -25,7 +50,11 @@ pub fn succeeds<S: AsRef<std::ffi::OsStr>>(folder: &Path, arguments: impl IntoIt
 }
 
 /// Runs it and expects the exit code; gives standard error.
-pub fn fails<S: AsRef<std::ffi::OsStr>>(folder: &Path, code: i32, arguments: impl IntoIterator<Item = S>) -> String {
+pub fn fails<S: AsRef<std::ffi::OsStr>>(
+    folder: &Path,
+    code: i32,
+    arguments: impl IntoIterator<Item = S>,
+) -> String {
     let output = lemniscate(folder, arguments).output().unwrap();
     assert_eq!(output.status.code(), Some(code), "{}", describe(&output));
     String::from_utf8(output.stderr).unwrap()
@@ -59,7 +88,8 @@ pub fn metrics(run: &Path, kind: &str) -> Vec<serde_json::Value> {
 pub fn tensors(checkpoint: &Path) -> Vec<(String, Vec<u8>)> {
     let bytes = std::fs::read(checkpoint).unwrap();
     let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
-    let mut all: Vec<_> = file.tensors().into_iter().map(|(name, view)| (name, view.data().to_vec())).collect();
+    let mut all: Vec<_> =
+        file.tensors().into_iter().map(|(name, view)| (name, view.data().to_vec())).collect();
     all.sort();
     all
 }
@@ -83,7 +113,9 @@ pub fn write_images(folder: &Path, n: usize) -> Vec<PathBuf> {
         .map(|i| {
             let path = folder.join(format!("{i:03}.png"));
             let shade = |x: u32| (x * 11 + i as u32 * 23) as u8;
-            image::RgbImage::from_fn(20, 18, |x, y| image::Rgb([shade(x), shade(y), shade(x + y)])).save(&path).unwrap();
+            image::RgbImage::from_fn(20, 18, |x, y| image::Rgb([shade(x), shade(y), shade(x + y)]))
+                .save(&path)
+                .unwrap();
             path
         })
         .collect()
