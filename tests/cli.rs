@@ -1,4 +1,5 @@
 //! The program as a person meets it.
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test that cannot go on should say so")]
 
 mod common;
 

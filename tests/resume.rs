@@ -1,4 +1,5 @@
 //! A run that is interrupted, however, ends as one that was not.
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test that cannot go on should say so")]
 
 mod common;
 

@@ -264,7 +264,7 @@ fn describe(found: &Found, splits: &Splits) -> String {
         None => "leave-one-out on the training images (there is no test split)".into(),
     };
     format!(
-        "{}: {} ({}), {}-d, after epoch {} (step {})\n{}: {} training images; {queries}",
+        "{}: {} ({}), {}-d; {} epochs finished, {} steps\n{}: {} training images; {queries}",
         found.path().display(),
         name_of(config.arch),
         name_of(config.family),

@@ -171,7 +171,7 @@ fn fresh(arguments: &Arguments) -> Result<()> {
     let state =
         start::fresh_state(&config, &splits, encoder, &mut |done| embedding.set_position(done as u64))?;
     embedding.finish_and_clear();
-    let metrics = MetricsWriter::create(&folder.file(run_folder::METRICS))?;
+    let metrics = MetricsWriter::create(folder.file(run_folder::METRICS))?;
     let objective = Objective::new(&config, noise, splits.train.quarantined().to_vec());
     // A run that is killed before its first checkpoint can be resumed too.
     let mut parts = Parts { config, splits, identity, state, objective, folder, metrics };
@@ -204,7 +204,6 @@ fn resume(path: &Path, arguments: &Arguments) -> Result<()> {
         test_path: config.test_data.clone(),
         index_dir: (!moved).then(|| folder.path().to_owned()),
         accept_changes: arguments.accept_changed_data,
-        ..OpenOptions::default()
     };
     let mut splits = detect::open(&config.data, Some(config.data_format), &options)?;
     splits.train = splits.train.with_quarantine(&found.saved.data.quarantined)?;
@@ -223,9 +222,9 @@ fn resume(path: &Path, arguments: &Arguments) -> Result<()> {
     let objective = Objective::new(&config, noise, splits.train.quarantined().to_vec());
     if !arguments.quiet {
         say(format_args!(
-            "resuming {} at epoch {}, step {}",
+            "resuming {} in epoch {} after step {}",
             found.path().display(),
-            state.progress.epoch,
+            state.progress.epoch + 1,
             state.progress.step
         ))?;
     }
@@ -275,7 +274,8 @@ fn go(arguments: &Arguments, parts: Parts) -> Result<()> {
         say(format_args!("done: {steps} steps; {}", path.display()))?;
         if let (Some(last), Some((best, epoch))) = (last, best) {
             say(format_args!(
-                "monitor: last {last:.2} %, best {best:.2} % after epoch {epoch} (best.ckpt is chosen by this monitor)"
+                "monitor: last {last:.2} %, best {best:.2} % after epoch {} (best.ckpt is chosen by this monitor)",
+                epoch + 1
             ))?;
         }
         say(format_args!("test it:  lemniscate eval {}", path.display()))?;

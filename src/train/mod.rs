@@ -310,8 +310,10 @@ impl Session<'_> {
         let path = self.folder.path().display();
         Error::Interrupted {
             saved: format!(
-                "saved {path} at epoch {}, step {}; go on with: lemniscate train --resume {path}",
-                progress.epoch, progress.step
+                "saved {path} in epoch {} after step {}; go on with: lemniscate train --resume {path}",
+                // People count epochs from 1.
+                progress.epoch + 1,
+                progress.step
             ),
         }
     }
