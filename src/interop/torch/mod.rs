@@ -1,7 +1,7 @@
 //! Files that `torch.save` wrote, read without Python and without running anything.
 //!
-//! Three containers hold the same thing, a pickle that refers to raw storages: the [zip archive](zip) (PyTorch 1.6
-//! and later), the [legacy stream](legacy) before it, and the [tar archive](tar) of the first releases. A file is
+//! Three containers hold the same thing, a pickle that refers to raw storages: the zip archive (PyTorch 1.6
+//! and later), the legacy stream before it, and the tar archive of the first releases. A file is
 //! mapped, not read: [`TorchFile::open`] looks at the pickle and at where storages lie, and a tensor's bytes are
 //! touched when they are asked for. Device tags are ignored; what is no plain tensor (TorchScript, quantised, sharded)
 //! is refused by name.
