@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use image::RgbImage;
 use lemniscate::data::ImageSource;
+use lemniscate::data::decode::decode_file;
 use lemniscate::data::augment::{Normalization, Scratch, TrainTransform};
 use lemniscate::data::loader::{View, epoch_order};
 use lemniscate::error::{Error, Result};
@@ -41,12 +42,7 @@ impl ImageSource for Files {
     }
 
     fn load(&self, index: usize) -> Result<RgbImage> {
-        match image::open(&self.paths[index]) {
-            Ok(image) => Ok(image.to_rgb8()),
-            Err(error) => {
-                Err(Error::Image { image: self.name(index).into_owned(), reason: error.to_string() })
-            }
-        }
+        decode_file(&self.paths[index])
     }
 
     fn name(&self, index: usize) -> Cow<'_, str> {

@@ -105,8 +105,11 @@ def main():
                         lambda: run(["cargo", "bench", "--quiet", "--bench", "loader", "--", *timing])[-1],
                         lambda: run([python, HERE / "loader.py", *timing])[-1])
         if "objective" in wanted:
-            ours = lambda: {r["case"]: r["ms"] for r in run(["cargo", "bench", "--quiet", "--bench", "objective"])}
-            theirs = lambda: {r["case"]: r["ms"] for r in run([python, HERE / "objective.py"])}
+            def by_case(records):
+                return {f"{r['case']} N={r['n']} B={r['b']} K={r['k']}": r["ms"] for r in records}
+
+            ours = lambda: by_case(run(["cargo", "bench", "--quiet", "--bench", "objective"]))
+            theirs = lambda: by_case(run([python, HERE / "objective.py"]))
             compare("Loss and gradient, milliseconds", args.rounds, ours, theirs)
 
 

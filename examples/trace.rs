@@ -1,9 +1,11 @@
 //! Records a short fp32 run so that PyTorch can repeat it: starting weights and bank, and for each step the batch as
 //! the loader made it, its indices, the negatives that were drawn, and the loss.
 //!
-//!     cargo run --release --example trace -- DATA OUT.safetensors STEPS BATCH K [LIMIT]
+//!     cargo run --release --example trace -- DATA OUT.safetensors STEPS BATCH K
 //!
 //! benches/parity.py reads the file, repeats the run in PyTorch and states the largest difference.
+
+#![allow(clippy::print_stdout, reason = "an example that reports as it goes")]
 
 use std::error::Error;
 use std::path::Path;

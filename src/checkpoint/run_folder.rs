@@ -17,8 +17,6 @@ use crate::error::{Error, Result};
 pub const CONFIG: &str = "config.toml";
 /// What the data was.
 pub const MANIFEST: &str = "manifest.json";
-/// The sorted list of the images.
-pub const INDEX: &str = "index";
 /// Steps and evaluations, one JSON object a line.
 pub const METRICS: &str = "metrics.jsonl";
 /// The newest checkpoint.
@@ -33,7 +31,7 @@ pub const CURVES: &str = "curves.svg";
 pub const LOCK: &str = "lock";
 
 /// Files that make a folder one that a new run must not write to.
-const OF_A_RUN: [&str; 7] = [CONFIG, MANIFEST, INDEX, METRICS, LAST, PREVIOUS, BEST];
+const OF_A_RUN: [&str; 6] = [CONFIG, MANIFEST, METRICS, LAST, PREVIOUS, BEST];
 
 /// A run's folder, locked for this process until dropped.
 #[derive(Debug)]

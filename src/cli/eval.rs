@@ -333,10 +333,8 @@ const PICTURE_NEIGHBORS: usize = 12;
 /// One row per query: itself, then its nearest training images, framed by whether the class agrees.
 fn draw(path: &Path, splits: &Splits, queries: &Queries, neighbors: &Neighbors) -> Result<()> {
     let asked = splits.test.as_ref().unwrap_or(&splits.train);
-    let n = queries.indices.len();
     let mut rows = Vec::new();
-    for j in 0..PICTURE_ROWS.min(n) {
-        let q = j * n / PICTURE_ROWS.min(n);
+    for q in one_of_each_class(&queries.labels, PICTURE_ROWS) {
         let mut row = vec![Tile { image: asked.load(queries.indices[q] as usize)?, frame: None }];
         for &i in neighbors.of(q).0.iter().take(PICTURE_NEIGHBORS) {
             let same = splits.train.label(i as usize) == Some(queries.labels[q]);
@@ -349,6 +347,22 @@ fn draw(path: &Path, splits: &Splits, queries: &Queries, neighbors: &Neighbors) 
     sheet.save(path).map_err(|e| Error::io(path, "write the picture", std::io::Error::other(e)))
 }
 
+/// Positions of `n` queries that take turns through the classes: the first of each, then the second of each.
+fn one_of_each_class(labels: &[u32], n: usize) -> Vec<usize> {
+    let mut seen = std::collections::HashMap::new();
+    let mut turns: Vec<(usize, u32, usize)> = labels
+        .iter()
+        .enumerate()
+        .map(|(q, &label)| {
+            let count = seen.entry(label).or_insert(0usize);
+            *count += 1;
+            (*count, label, q)
+        })
+        .collect();
+    turns.sort_unstable();
+    turns.into_iter().take(n).map(|(_, _, q)| q).collect()
+}
+
 fn with_bar<T>(
     total: usize,
     what: &'static str,
@@ -358,4 +372,15 @@ fn with_bar<T>(
     let result = work(&mut |done| bar.set_position(done as u64));
     bar.finish_and_clear();
     result
+}
+
+#[cfg(test)]
+mod tests {
+    use super::one_of_each_class;
+
+    #[test]
+    fn queries_take_turns_through_the_classes() {
+        assert_eq!(one_of_each_class(&[2, 2, 0, 1, 0], 4), [2, 3, 0, 4]);
+        assert_eq!(one_of_each_class(&[7], 4), [0]);
+    }
 }

@@ -375,7 +375,7 @@ fn write_curves(run: &Path) -> Result<()> {
         return Ok(());
     }
     let title = data_name(run);
-    atomic::write_text(&run.join("curves.svg"), &curves::curves_svg(&title, &records))
+    atomic::write_text(&run.join(run_folder::CURVES), &curves::curves_svg(&title, &records))
 }
 
 fn set_threads(threads: usize) -> Result<()> {

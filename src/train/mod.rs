@@ -319,14 +319,18 @@ impl Session<'_> {
     }
 }
 
-/// Top-1 and top-5 of one accuracy: `nn_...` for the nearest row alone, `knn_...` for a vote.
-fn accuracy_records(epoch: u64, cell: &GridCell) -> [EvalRecord; 2] {
-    let prefix = if cell.k == 1 { "nn" } else { "knn" };
-    [("top5", cell.accuracy.top5), ("top1", cell.accuracy.top1)].map(|(rank, share)| EvalRecord {
+/// `nn_top1` for the nearest row alone, `knn_top1` and `knn_top5` for a vote.
+fn accuracy_records(epoch: u64, cell: &GridCell) -> Vec<EvalRecord> {
+    let shares = match cell.k {
+        1 => vec![("nn_top1", cell.accuracy.top1)],
+        _ => vec![("knn_top1", cell.accuracy.top1), ("knn_top5", cell.accuracy.top5)],
+    };
+    let record = |(metric, share)| EvalRecord {
         k: Some(cell.k as u64),
         temperature: Some(cell.temperature),
-        ..live_record(epoch, &format!("{prefix}_{rank}"), 100.0 * share)
-    })
+        ..live_record(epoch, metric, 100.0 * share)
+    };
+    shares.into_iter().map(record).collect()
 }
 
 /// A measurement of embeddings against the live bank.
