@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 
 use image::RgbImage;
 use lemniscate::data::ImageSource;
-use lemniscate::data::decode::decode_file;
 use lemniscate::data::augment::{Normalization, Scratch, TrainTransform};
+use lemniscate::data::decode::decode_file;
 use lemniscate::data::loader::{View, epoch_order};
 use lemniscate::error::{Error, Result};
 use lemniscate::rng::Purpose;
