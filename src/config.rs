@@ -168,6 +168,9 @@ pub enum Preset {
 #[serde(try_from = "String", into = "String")]
 pub struct NormalizerChoice(pub NormalizerMode);
 
+/// K as published.
+const PUBLISHED_NEGATIVES: i64 = 4096;
+
 /// Weight of the past in the running average of Z.
 const RUNNING_DECAY: f64 = 0.99;
 
@@ -234,7 +237,7 @@ impl TrainConfig {
             width: 64,
             image_size,
             objective: ObjectiveKind::Nce,
-            n_negatives: 4096,
+            n_negatives: PUBLISHED_NEGATIVES as usize,
             temperature,
             bank_momentum: 0.5,
             bank_init: BankInit::Random,
@@ -285,36 +288,14 @@ impl TrainConfig {
         let mut config = base;
         for (origin, layer) in layers {
             overlay(&mut table, layer.clone());
+            settle_objective(&mut table, layer);
             // Read back after each layer, so that a message can name the layer that is wrong.
             config = Self::deserialize(table.clone())
                 .map_err(|e| Error::usage(format!("{origin}: {}", e.to_string().trim())))?;
         }
-        let given = |key: &str| layers.iter().any(|(_, layer)| layer.contains_key(key));
-        config.settle_objective(given("objective"), given("n-negatives"))?;
         config.augmentation.size = config.image_size;
         config.validate()?;
         Ok(config)
-    }
-
-    /// `--nce-k 0` means the full softmax, as published; the two settings must agree.
-    fn settle_objective(&mut self, objective_given: bool, negatives_given: bool) -> Result<()> {
-        match (self.objective, self.n_negatives) {
-            (ObjectiveKind::Softmax, 0) | (ObjectiveKind::Nce | ObjectiveKind::SampledSoftmax, 1..) => {}
-            (ObjectiveKind::Softmax, k) if negatives_given => {
-                return Err(Error::usage(format!(
-                    "--objective softmax compares with every image; it takes no --n-negatives (found {k})"
-                )));
-            }
-            (ObjectiveKind::Softmax, _) => self.n_negatives = 0,
-            (objective, 0) if objective_given => {
-                return Err(Error::usage(format!(
-                    "--n-negatives 0 means the full softmax, but --objective {} draws negatives",
-                    name_of(objective)
-                )));
-            }
-            (_, 0) => self.objective = ObjectiveKind::Softmax,
-        }
-        Ok(())
     }
 
     /// Refuses what cannot work before any work is done.
@@ -371,6 +352,16 @@ impl TrainConfig {
             format!("--warmup-epochs must lie in 0..={}, found {}", self.epochs, self.warmup_epochs),
         )?;
         refuse(!self.milestones.is_sorted(), format!("--milestones must rise, found {:?}", self.milestones))?;
+        refuse(
+            (self.objective == ObjectiveKind::Softmax) != (self.n_negatives == 0),
+            format!(
+                "--objective {} and --n-negatives {} contradict each other: the full softmax compares with every image",
+                name_of(self.objective),
+                self.n_negatives
+            ),
+        )?;
+        self.encoder().validate()?;
+        self.augmentation.validate()?;
         refuse(
             self.objective != ObjectiveKind::Nce
                 && self.normalizer != NormalizerChoice(NormalizerMode::FirstBatch),
@@ -434,6 +425,28 @@ pub fn read_layer(path: &Path) -> Result<Table> {
         .map_err(|e: toml::de::Error| Error::format(path, "TOML settings", e.to_string().trim().to_owned()))
 }
 
+/// `--nce-k 0` means the full softmax, as published. Where `layer` names only one of objective and number of
+/// negatives, the other one in `table` follows it.
+fn settle_objective(table: &mut Table, layer: &Table) {
+    let softmax =
+        |objective: Option<&toml::Value>| objective.and_then(toml::Value::as_str) == Some("softmax");
+    match (layer.get("objective"), layer.get("n-negatives").and_then(toml::Value::as_integer)) {
+        (None, Some(0)) => {
+            table.insert("objective".into(), "softmax".into());
+        }
+        (None, Some(_)) if softmax(table.get("objective")) => {
+            table.insert("objective".into(), "nce".into());
+        }
+        (objective @ Some(_), None) if softmax(objective) => {
+            table.insert("n-negatives".into(), 0.into());
+        }
+        (Some(_), None) if table.get("n-negatives").and_then(toml::Value::as_integer) == Some(0) => {
+            table.insert("n-negatives".into(), PUBLISHED_NEGATIVES.into());
+        }
+        _ => {}
+    }
+}
+
 /// Lays `over` on `base`: tables merge, everything else replaces.
 fn overlay(base: &mut Table, over: Table) {
     for (key, value) in over {
@@ -487,6 +500,17 @@ mod tests {
         assert_eq!(resolve("objective = \"softmax\"").unwrap().n_negatives, 0);
         assert!(resolve("objective = \"softmax\"\nn-negatives = 9").is_err());
         assert!(resolve("objective = \"nce\"\nn-negatives = 0").is_err());
+        // A later layer wins over an earlier one, whichever of the two it names.
+        let layered = |first: &str, second: &str| {
+            let layers = [("--config", first.parse().unwrap()), ("flags", second.parse().unwrap())];
+            TrainConfig::resolve(Preset::Cifar, Path::new("photos"), DataFormat::Flat, &layers).unwrap()
+        };
+        let config = layered("objective = \"nce\"\nn-negatives = 64", "n-negatives = 0");
+        assert_eq!(config.objective, ObjectiveKind::Softmax);
+        let config = layered("n-negatives = 0", "objective = \"sampled-softmax\"");
+        assert_eq!((config.objective, config.n_negatives), (ObjectiveKind::SampledSoftmax, 4096));
+        let config = layered("objective = \"softmax\"", "n-negatives = 9");
+        assert_eq!((config.objective, config.n_negatives), (ObjectiveKind::Nce, 9));
     }
 
     #[test]
