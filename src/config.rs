@@ -168,6 +168,23 @@ pub enum Preset {
 #[serde(try_from = "String", into = "String")]
 pub struct NormalizerChoice(pub NormalizerMode);
 
+/// Minutes.
+const A_YEAR: f64 = 366.0 * 24.0 * 60.0;
+
+/// More threads than any machine has cores are a slip of the keyboard.
+const MOST_THREADS: i64 = 4096;
+
+/// Refuses a number of threads that no thread pool can have.
+///
+/// # Errors
+/// [`Error::Usage`].
+pub fn check_threads(threads: i64) -> Result<()> {
+    if (0..=MOST_THREADS).contains(&threads) {
+        return Ok(());
+    }
+    Err(Error::usage(format!("--threads must lie in 0..={MOST_THREADS}, found {threads}")))
+}
+
 /// K as published.
 const PUBLISHED_NEGATIVES: i64 = 4096;
 
@@ -299,7 +316,10 @@ impl TrainConfig {
     }
 
     /// Refuses what cannot work before any work is done.
-    fn validate(&self) -> Result<()> {
+    ///
+    /// # Errors
+    /// [`Error::Usage`] naming the flag, its bounds and its value.
+    pub fn validate(&self) -> Result<()> {
         let positive = |value: f64| value.is_finite() && value > 0.0;
         let refuse = |broken: bool, message: String| if broken { Err(Error::usage(message)) } else { Ok(()) };
         refuse(
@@ -324,9 +344,10 @@ impl TrainConfig {
             format!("--proximal must be 0 or more, found {}", self.proximal),
         )?;
         refuse(
-            !positive(self.save_every),
-            format!("--save-every must be positive, found {}", self.save_every),
+            !(positive(self.save_every) && self.save_every <= A_YEAR),
+            format!("--save-every must be positive and at most a year, found {}", self.save_every),
         )?;
+        check_threads(self.threads as i64)?;
         for (flag, value) in [
             ("--embed-dim", self.embed_dim),
             ("--width", self.width),
@@ -372,6 +393,29 @@ impl TrainConfig {
             "--noise-weights is for objectives that draw negatives; the full softmax draws none".into(),
         )?;
         refuse(self.max_steps == Some(0), "--max-steps 0 would train nothing".into())
+    }
+
+    /// Refuses a last batch that BatchNorm cannot normalise in training: one image whose last maps are one pixel.
+    ///
+    /// # Errors
+    /// [`Error::Usage`]; `images` is the number that enter batches.
+    pub fn check_last_batch(&self, images: usize) -> Result<()> {
+        let shrinks_to_one_pixel = match self.family {
+            Family::ImageNet => self.image_size <= 32,
+            Family::Cifar => self.image_size <= 8,
+        };
+        let alone = self.batch_size == 1 || images % self.batch_size == 1;
+        if !(shrinks_to_one_pixel && alone) {
+            return Ok(());
+        }
+        Err(Error::Usage {
+            message: format!(
+                "the last of {images} images would be a batch of its own at --batch-size {}, and at --image-size {} \
+                 BatchNorm then has one value per channel, which it cannot normalise",
+                self.batch_size, self.image_size
+            ),
+            hint: Some("change --batch-size by one, or use larger images".into()),
+        })
     }
 
     /// The encoder this run trains.

@@ -173,6 +173,13 @@ fn unreadable_images_stop_a_run_unless_quarantined() {
         .find(|(name, _)| name == "bank.memory")
         .unwrap();
     assert_eq!(bank.1.len(), 20 * 16 * 4);
+    // An unreadable test image is not asked about, in the resumed run neither.
+    write_images(&folder.join("labelled/train/a"), 18);
+    let tests = write_images(&folder.join("labelled/val/a"), 4);
+    std::fs::write(&tests[2], b"not an image").unwrap();
+    succeeds(folder, tiny("labelled", "tested", &["--quarantine", "--max-steps", "1"]));
+    succeeds(folder, ["train", "--resume", "tested"]);
+    succeeds(folder, ["eval", "tested"]);
     succeeds(folder, ["train", "--resume", "run", "--max-steps", "3"]);
 
     let said = succeeds(folder, ["data", "photos"]);
@@ -191,6 +198,10 @@ fn impossible_requests_are_refused_before_any_work() {
         (&["train", "synthetic", "--objective", "softmax", "--nce-k", "5"], "--n-negatives"),
         (&["train", "synthetic", "--world-size", "4"], "--world-size"),
         (&["train", "synthetic", "--device", "cuda:9999"], "cuda"),
+        (&["train", "synthetic", "--width", "5000"], "width"),
+        (&["train", "synthetic", "--threads", "5000000000"], "--threads"),
+        (&["train", "synthetic", "--save-every", "1e30"], "--save-every"),
+        (&["train", "synthetic:33x8", "--image-size", "8", "-b", "32"], "--batch-size"),
         (&["train", "synthetic", "-e"], "--resume"),
         (&["train", "--resume", "nowhere"], "nowhere"),
         (&["eval", "nowhere"], "nowhere"),

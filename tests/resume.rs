@@ -77,6 +77,7 @@ fn two_epochs_are_one_and_one_resumed_for_every_objective() {
         &["--objective", "sampled-softmax"],
         &["--normalizer", "running-average", "--proximal", "0.1"],
         &["--accumulate", "3"],
+        &["--normalizer", "analytic"],
     ] {
         let folder = tempfile::tempdir().unwrap();
         let folder = folder.path();
@@ -143,6 +144,39 @@ fn a_damaged_checkpoint_falls_back_to_the_one_before() {
 }
 
 #[test]
+fn a_run_killed_before_its_first_step_keeps_its_normalizer() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let settings = ["--normalizer", "1234.5", "--max-steps", "2"];
+    succeeds(folder, tiny("synthetic:100x16", "whole", &settings));
+    // The first checkpoint is written before the first step; the run dies while it makes its data wait.
+    let mut child = lemniscate(folder, tiny("synthetic:100x16", "killed", &settings)).spawn().unwrap();
+    while !folder.join("killed/last.ckpt").exists() {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    succeeds(folder, ["train", "--resume", "killed", "--max-steps", "2"]);
+    assert_same_tensors(&folder.join("whole/last.ckpt"), &folder.join("killed/last.ckpt"));
+    let logged = metrics(&folder.join("killed"), "step")[0]["ln_z"].as_f64().unwrap();
+    assert!((logged - 1234.5f64.ln()).abs() < 1e-12, "{logged}");
+}
+
+#[test]
+fn an_older_checkpoint_does_not_overwrite_newer_progress() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    succeeds(folder, tiny("synthetic:100x16", "run", &["--max-steps", "2"]));
+    std::fs::copy(folder.join("run/last.ckpt"), folder.join("run/old.ckpt")).unwrap();
+    succeeds(folder, ["train", "--resume", "run", "--max-steps", "4"]);
+    let refused = fails(folder, 1, ["train", "--resume", "run/old.ckpt"]);
+    assert!(refused.contains("step 4") && refused.contains("--out"), "{refused}");
+    // From inside the folder, by its bare name.
+    succeeds(&folder.join("run"), ["train", "--resume", "last.ckpt", "--max-steps", "5"]);
+    assert_eq!(losses(&folder.join("run")).len(), 5);
+}
+
+#[test]
 fn a_contradicting_flag_is_refused_by_name() {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
@@ -154,6 +188,8 @@ fn a_contradicting_flag_is_refused_by_name() {
     );
     let refused = fails(folder, 1, ["train", "--resume", "run", "--nce-t", "0.5"]);
     assert!(refused.contains("temperature"), "{refused}");
+    let refused = fails(folder, 2, ["train", "--resume", "run", "--save-every", "nan"]);
+    assert!(refused.contains("--save-every"), "{refused}");
     // The same value is no contradiction, and what changes no result may change.
     succeeds(folder, ["train", "--resume", "run", "--arch", "resnet18", "-j", "2", "--max-steps", "3"]);
 }

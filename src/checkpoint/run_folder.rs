@@ -53,6 +53,23 @@ pub struct Loaded {
 }
 
 impl RunFolder {
+    /// Refuses a folder that holds a run; changes nothing.
+    ///
+    /// # Errors
+    /// [`Error::Usage`], with how to go on.
+    pub fn check_free(path: &Path) -> Result<()> {
+        if !OF_A_RUN.iter().any(|name| fs::symlink_metadata(path.join(name)).is_ok()) {
+            return Ok(());
+        }
+        Err(Error::Usage {
+            message: format!("{} holds a run already", path.display()),
+            hint: Some(format!(
+                "continue it with --resume {}, or choose another folder with --out",
+                path.display()
+            )),
+        })
+    }
+
     /// Makes `path` the folder of a new run and locks it. The folder may exist, but not hold a run.
     ///
     /// # Errors
@@ -61,15 +78,7 @@ impl RunFolder {
         let path = path.into();
         fs::create_dir_all(&path).map_err(|e| Error::io(&path, "create the run folder", e))?;
         let lock = lock(&path)?;
-        if OF_A_RUN.iter().any(|name| fs::symlink_metadata(path.join(name)).is_ok()) {
-            return Err(Error::Usage {
-                message: format!("{} holds a run already", path.display()),
-                hint: Some(format!(
-                    "continue it with --resume {}, or choose another folder with --out",
-                    path.display()
-                )),
-            });
-        }
+        Self::check_free(&path)?;
         atomic::remove_leftovers(&path, &OF_A_RUN)?;
         Ok(RunFolder { path, lock, last_is_good: false })
     }

@@ -219,9 +219,9 @@ fn open_data(request: &Request, found: &Found) -> Result<Splits> {
         ..OpenOptions::default()
     };
     let format = request.data_format.or(own.then_some(config.data_format));
-    let mut splits = detect::open(path, format, &options)?;
-    if splits.train.len() == found.saved.data.images && !found.saved.data.quarantined.is_empty() {
-        splits.train = splits.train.with_quarantine(&found.saved.data.quarantined)?;
+    let splits = detect::open(path, format, &options)?;
+    if own || start::identify(&splits)?.fingerprint == found.saved.data.fingerprint {
+        return start::quarantine_again(splits, &found.saved.data);
     }
     Ok(splits)
 }
@@ -236,7 +236,7 @@ fn bank_of(
 ) -> Result<MemoryBank> {
     let train = &splits.train;
     if source == Source::Live {
-        if start::identify(train)?.fingerprint != found.saved.data.fingerprint {
+        if start::identify(splits)?.fingerprint != found.saved.data.fingerprint {
             return Err(Error::Data {
                 path: splits.root.clone(),
                 reason: "these are not the images that the live bank's rows belong to".into(),

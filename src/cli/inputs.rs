@@ -43,7 +43,15 @@ pub fn stored_path(data: &Path, format: DataFormat) -> Result<PathBuf> {
     if format == DataFormat::Synthetic {
         return Ok(data.to_owned());
     }
-    std::path::absolute(data).map_err(|e| Error::io(data, "make absolute", e))
+    absolute(data)
+}
+
+/// `path` as it reads from any folder.
+///
+/// # Errors
+/// If the current folder cannot be told.
+pub fn absolute(path: &Path) -> Result<PathBuf> {
+    std::path::absolute(path).map_err(|e| Error::io(path, "make absolute", e))
 }
 
 /// Number of images looked at to choose a preset.

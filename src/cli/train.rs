@@ -2,13 +2,15 @@
 
 use std::path::{Path, PathBuf};
 
-use super::inputs::{bar, data_name, preset_for, scan_with_progress, stored_path};
+use super::inputs::{absolute, bar, data_name, preset_for, scan_with_progress, stored_path};
 use super::settings::Settings;
 use super::{eval, say};
 use crate::checkpoint::atomic;
 use crate::checkpoint::run_folder::{self, RunFolder};
 use crate::checkpoint::signals::Interrupt;
-use crate::config::{BankInit, Monitor, ObjectiveKind, Preset, TrainConfig, name_of, read_layer};
+use crate::config::{
+    BankInit, Monitor, ObjectiveKind, Preset, TrainConfig, check_threads, name_of, read_layer,
+};
 use crate::data::dataset::{Dataset, Splits};
 use crate::data::detect::{self, DataFormat, OpenOptions};
 use crate::error::{Error, Result};
@@ -106,7 +108,9 @@ fn fresh(arguments: &Arguments) -> Result<()> {
         }
     };
     // Listing files uses the same threads as training, so their number is settled first.
-    set_threads(layered(&flags, &file, "threads").and_then(toml::Value::as_integer).unwrap_or(0) as usize)?;
+    let threads = layered(&flags, &file, "threads").and_then(toml::Value::as_integer).unwrap_or(0);
+    check_threads(threads)?;
+    set_threads(threads as usize)?;
     let seed = layered(&flags, &file, "seed").and_then(toml::Value::as_integer).unwrap_or(0) as u64;
     let test_path = layered(&flags, &file, "test-data").and_then(toml::Value::as_str).map(PathBuf::from);
     // A format in the configuration belongs to the data named there.
@@ -133,7 +137,21 @@ fn fresh(arguments: &Arguments) -> Result<()> {
     let config =
         TrainConfig::resolve(preset, &stored_path, splits.format, &[("--config", file), ("flags", flags)])?;
     let device = config.device.resolve()?;
-    let config = TrainConfig { precision: config.precision.resolve(device).into(), ..config };
+    let config = TrainConfig {
+        precision: config.precision.resolve(device).into(),
+        test_data: config.test_data.as_deref().map(absolute).transpose()?,
+        noise_weights: config.noise_weights.as_deref().map(absolute).transpose()?,
+        ..config
+    };
+    // What can be refused is refused before every image is decoded.
+    if let Some(out) = &arguments.out {
+        RunFolder::check_free(out)?;
+    }
+    start::noise(&config, &splits.train)?;
+    let encoder = match &arguments.pretrained {
+        Some(path) => pretrained(path, &config, device)?,
+        None => start::fresh_encoder(&config, device),
+    };
     for note in &splits.notes {
         warn(arguments, note);
     }
@@ -154,12 +172,9 @@ fn fresh(arguments: &Arguments) -> Result<()> {
             "no labels: kNN accuracy is left out; progress is how often a second view finds its own row first",
         );
     }
+    config.check_last_batch(n)?;
     let noise = start::noise(&config, &splits.train)?;
-    let encoder = match &arguments.pretrained {
-        Some(path) => pretrained(path, &config, device)?,
-        None => start::fresh_encoder(&config, device),
-    };
-    let identity = start::identify(&splits.train)?;
+    let identity = start::identify(&splits)?;
     let folder = match &arguments.out {
         Some(path) => RunFolder::create(path)?,
         None => new_folder(&config)?,
@@ -190,11 +205,16 @@ fn resume(path: &Path, arguments: &Arguments) -> Result<()> {
         let stored = stored_path(data, found.saved.config.data_format)?;
         flags.insert("data".into(), toml::Value::try_from(stored).map_err(|e| Error::usage(e.to_string()))?);
     }
+    if let Some(path) = &arguments.settings.test_data {
+        flags.insert("test-data".into(), absolute(path)?.to_string_lossy().into_owned().into());
+    }
     let config = start::resumed_config(&found, &flags)?;
     set_threads(config.threads)?;
     let device = config.device.resolve()?;
     // Another folder was asked for, or the checkpoint lies in none: its run goes on there.
-    let (folder, moved) = match (folder, &arguments.out) {
+    let same = |folder: &RunFolder, out: &Path| out.canonicalize().ok() == folder.path().canonicalize().ok();
+    let out = arguments.out.as_ref().filter(|out| folder.as_ref().is_none_or(|folder| !same(folder, out)));
+    let (folder, moved) = match (folder, out) {
         (Some(folder), None) => (folder, false),
         (_, Some(out)) => (RunFolder::create(out)?, true),
         (None, None) => (new_folder(&config)?, true),
@@ -205,19 +225,20 @@ fn resume(path: &Path, arguments: &Arguments) -> Result<()> {
         index_dir: (!moved).then(|| folder.path().to_owned()),
         accept_changes: arguments.accept_changed_data,
     };
-    let mut splits = detect::open(&config.data, Some(config.data_format), &options)?;
-    splits.train = splits.train.with_quarantine(&found.saved.data.quarantined)?;
-    let identity = start::identify(&splits.train)?;
+    let splits = detect::open(&config.data, Some(config.data_format), &options)?;
+    let splits = start::quarantine_again(splits, &found.saved.data)?;
+    let identity = start::identify(&splits)?;
     start::check_data(&found, &identity, arguments.accept_changed_data)?;
     let noise = start::noise(&config, &splits.train)?;
     let state = train::state::load(&found.checkpoint, &found.saved, &config, device)?;
     let metrics_path = folder.file(run_folder::METRICS);
-    let metrics = if moved {
+    let mut metrics = if moved {
         write_manifest(&folder, &splits, &identity)?;
         MetricsWriter::create(&metrics_path)?
     } else {
         MetricsWriter::resume(&metrics_path, state.progress.metrics_bytes)?
     };
+    metrics.note(state.progress.epoch, state.progress.step, "resumed")?;
     folder.write_text(run_folder::CONFIG, &config.to_toml()?)?;
     let objective = Objective::new(&config, noise, splits.train.quarantined().to_vec());
     if !arguments.quiet {
@@ -268,8 +289,9 @@ fn go(arguments: &Arguments, parts: Parts) -> Result<()> {
     };
     let outcome = train::run(session);
     drop(reporter);
-    write_curves(&path)?;
+    let drawn = write_curves(&path);
     let Summary { steps, last, best } = outcome?;
+    drawn?;
     if !quiet {
         say(format_args!("done: {steps} steps; {}", path.display()))?;
         if let (Some(last), Some((best, epoch))) = (last, best) {

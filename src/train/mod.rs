@@ -131,9 +131,18 @@ impl Session<'_> {
             let mut images = 0;
             let mut parts = [0.0; 3];
             let mut gradients: Option<Gradients> = None;
-            for _ in 0..group {
+            for done in 0..group {
                 let waiting = Instant::now();
-                let batch = loader.next().unwrap_or(Err(Error::Worker { worker: "loader" }))?;
+                let batch = match loader.next().unwrap_or(Err(Error::Worker { worker: "loader" })) {
+                    Ok(batch) => batch,
+                    Err(error) => {
+                        // In the middle of a group there is no state to go on from; the last checkpoint serves.
+                        if done == 0 {
+                            self.save()?;
+                        }
+                        return Err(error);
+                    }
+                };
                 record.data_ms += milliseconds(waiting.elapsed());
                 let draw = epoch * n_batches + self.state.progress.step_in_epoch;
                 let outcome = train_batch(
@@ -214,6 +223,8 @@ impl Session<'_> {
     /// Measures the features, remembers the best, moves on to the next epoch and saves.
     fn end_of_epoch(&mut self) -> Result<Option<f64>> {
         self.reporter.epoch_finished(self.state.progress.epoch);
+        // Measuring can take long or fail; what was learnt is safe before it starts.
+        self.save()?;
         let value = self.measure()?;
         let progress = &mut self.state.progress;
         let finished = progress.epoch;

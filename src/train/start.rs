@@ -68,9 +68,25 @@ pub fn find_to_resume(path: &Path) -> Result<(Found, Option<RunFolder>)> {
         return Ok((found, Some(folder)));
     }
     let found = find(path)?;
-    let parent = path.parent().filter(|parent| parent.join(run_folder::CONFIG).is_file());
-    let folder = parent.map(RunFolder::open).transpose()?;
-    Ok((found, folder))
+    // A bare file name has an empty parent, which names no folder.
+    let parent =
+        path.parent().map(|parent| if parent.as_os_str().is_empty() { Path::new(".") } else { parent });
+    let parent = parent.filter(|parent| parent.join(run_folder::CONFIG).is_file());
+    let Some(mut folder) = parent.map(RunFolder::open).transpose()? else { return Ok((found, None)) };
+    if let Ok(newest) = folder.load_latest() {
+        let newest = Progress::load(&newest.checkpoint)?.step;
+        if newest > found.saved.progress.step {
+            return Err(Error::Resume {
+                path: path.to_owned(),
+                reason: format!(
+                    "its run has gone on to step {newest}, and going back to step {} would overwrite that",
+                    found.saved.progress.step
+                ),
+                hint: Some("copy the checkpoint elsewhere and resume the copy with --out OTHER".into()),
+            });
+        }
+    }
+    Ok((found, Some(folder)))
 }
 
 /// The settings of a resumed run: the checkpoint's, with those of `flags` that may change.
@@ -100,7 +116,17 @@ pub fn resumed_config(found: &Found, flags: &Table) -> Result<TrainConfig> {
     if !flags.contains_key("max-steps") {
         table.remove("max-steps");
     }
-    table.try_into().map_err(|e: toml::de::Error| Error::usage(e.to_string().trim().to_owned()))
+    let config: TrainConfig =
+        table.try_into().map_err(|e: toml::de::Error| Error::usage(e.to_string().trim().to_owned()))?;
+    config.validate()?;
+    let done = found.saved.progress.epoch;
+    if config.epochs < done {
+        return refuse(
+            format!("{done} epochs are finished, more than --epochs {}", config.epochs),
+            "drop --epochs",
+        );
+    }
+    Ok(config)
 }
 
 /// Refuses to go on with other images than the checkpoint's, unless `accept_changed` says that this is meant.
@@ -130,15 +156,31 @@ pub fn check_data(found: &Found, now: &DataIdentity, accept_changed: bool) -> Re
     Ok(())
 }
 
-/// What the training images are, for checkpoints and manifests.
+/// The splits of a run with the quarantine that its checkpoint remembers.
+///
+/// # Errors
+/// If a remembered row does not exist in these images.
+pub fn quarantine_again(splits: Splits, saved: &DataIdentity) -> Result<Splits> {
+    let again =
+        |split: Dataset, rows: &[u32]| if rows.is_empty() { Ok(split) } else { split.with_quarantine(rows) };
+    Ok(Splits {
+        train: again(splits.train, &saved.quarantined)?,
+        test: splits.test.map(|test| again(test, &saved.test_quarantined)).transpose()?,
+        ..splits
+    })
+}
+
+/// What the images are, for checkpoints and manifests.
 ///
 /// # Errors
 /// If the data has to be read for its fingerprint and cannot be.
-pub fn identify(train: &Dataset) -> Result<DataIdentity> {
+pub fn identify(splits: &Splits) -> Result<DataIdentity> {
+    let train = &splits.train;
     Ok(DataIdentity {
         images: train.len(),
         fingerprint: train.fingerprint()?,
         quarantined: train.quarantined().to_vec(),
+        test_quarantined: splits.test.as_ref().map_or_else(Vec::new, |test| test.quarantined().to_vec()),
         classes: train.classes().to_vec(),
     })
 }
@@ -165,12 +207,18 @@ pub fn fresh_state(
             bank.set_row(index as usize, row);
         }
     }
+    let normalizer = Normalizer::new(config.normalizer.0, train.len(), config.embed_dim, config.temperature);
     Ok(TrainState {
         sgd: Sgd::new(encoder.parameters(), config.momentum, config.weight_decay),
         encoder,
         bank,
-        normalizer: Normalizer::new(config.normalizer.0, train.len(), config.embed_dim, config.temperature),
-        progress: Progress { epoch: config.start_epoch, seed: config.seed, ..Progress::default() },
+        normalizer,
+        progress: Progress {
+            epoch: config.start_epoch,
+            seed: config.seed,
+            ln_z: normalizer.ln_z,
+            ..Progress::default()
+        },
     })
 }
 

@@ -49,6 +49,8 @@ pub struct DataIdentity {
     pub fingerprint: String,
     /// Rows that never enter a batch.
     pub quarantined: Vec<u32>,
+    /// Test images that are never asked about, because they cannot be read.
+    pub test_quarantined: Vec<u32>,
     /// Class names, empty without labels.
     pub classes: Vec<String>,
 }
@@ -151,7 +153,8 @@ pub fn load(
             format!("{} × {}", bank.len(), bank.dim()),
         ));
     }
-    let normalizer = Normalizer { mode: config.normalizer.0, ln_z: saved.progress.ln_z };
+    let fresh = Normalizer::new(config.normalizer.0, bank.len(), bank.dim(), config.temperature);
+    let normalizer = Normalizer { ln_z: saved.progress.ln_z.or(fresh.ln_z), ..fresh };
     Ok(TrainState { encoder, sgd, bank, normalizer, progress: saved.progress.clone() })
 }
 
