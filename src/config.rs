@@ -4,10 +4,12 @@
 //! the long flags of `lemniscate train`. Layers are TOML tables laid over each other, lowest first: preset,
 //! `--config` file, flags.
 
+mod check;
+mod layers;
+
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use toml::Table;
 
 use crate::data::augment::TrainTransform;
 use crate::data::detect::DataFormat;
@@ -16,6 +18,9 @@ use crate::model::device::DeviceChoice;
 use crate::model::{Arch, EncoderConfig, Family, PrecisionChoice};
 use crate::objective::NormalizerMode;
 use crate::optim::Schedule;
+
+pub use check::check_threads;
+pub use layers::read_layer;
 
 /// A finished, checked description of a training run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -168,23 +173,6 @@ pub enum Preset {
 #[serde(try_from = "String", into = "String")]
 pub struct NormalizerChoice(pub NormalizerMode);
 
-/// Minutes.
-const A_YEAR: f64 = 366.0 * 24.0 * 60.0;
-
-/// More threads than any machine has cores are a slip of the keyboard.
-const MOST_THREADS: i64 = 4096;
-
-/// Refuses a number of threads that no thread pool can have.
-///
-/// # Errors
-/// [`Error::Usage`].
-pub fn check_threads(threads: i64) -> Result<()> {
-    if (0..=MOST_THREADS).contains(&threads) {
-        return Ok(());
-    }
-    Err(Error::usage(format!("--threads must lie in 0..={MOST_THREADS}, found {threads}")))
-}
-
 /// K as published.
 const PUBLISHED_NEGATIVES: i64 = 4096;
 
@@ -288,136 +276,6 @@ impl TrainConfig {
         }
     }
 
-    /// Lays `layers` over the preset, each over the one before, and checks the result.
-    ///
-    /// A layer is a table of the keys of this struct, with where it came from for messages.
-    ///
-    /// # Errors
-    /// [`Error::Usage`] for an unknown key, a value of the wrong type, or an impossible combination.
-    pub fn resolve(
-        preset: Preset,
-        data: &Path,
-        format: DataFormat,
-        layers: &[(&str, Table)],
-    ) -> Result<Self> {
-        let base = Self::preset(preset, data, format);
-        let mut table = Table::try_from(&base).map_err(|e| Error::usage(format!("the data path: {e}")))?;
-        let mut config = base;
-        for (origin, layer) in layers {
-            overlay(&mut table, layer.clone());
-            settle_objective(&mut table, layer);
-            // Read back after each layer, so that a message can name the layer that is wrong.
-            config = Self::deserialize(table.clone())
-                .map_err(|e| Error::usage(format!("{origin}: {}", e.to_string().trim())))?;
-        }
-        config.augmentation.size = config.image_size;
-        config.validate()?;
-        Ok(config)
-    }
-
-    /// Refuses what cannot work before any work is done.
-    ///
-    /// # Errors
-    /// [`Error::Usage`] naming the flag, its bounds and its value.
-    pub fn validate(&self) -> Result<()> {
-        let positive = |value: f64| value.is_finite() && value > 0.0;
-        let refuse = |broken: bool, message: String| if broken { Err(Error::usage(message)) } else { Ok(()) };
-        refuse(
-            !positive(self.temperature),
-            format!("--temperature must be positive, found {}", self.temperature),
-        )?;
-        refuse(!positive(self.lr), format!("--lr must be positive, found {}", self.lr))?;
-        refuse(
-            !(0.0..=1.0).contains(&self.bank_momentum),
-            format!("--bank-momentum must lie in 0..=1, found {}", self.bank_momentum),
-        )?;
-        refuse(
-            !(0.0..1.0).contains(&self.momentum),
-            format!("--momentum must lie in 0..1, found {}", self.momentum),
-        )?;
-        refuse(
-            !(self.weight_decay.is_finite() && self.weight_decay >= 0.0),
-            format!("--weight-decay must be 0 or more, found {}", self.weight_decay),
-        )?;
-        refuse(
-            !(self.proximal.is_finite() && self.proximal >= 0.0),
-            format!("--proximal must be 0 or more, found {}", self.proximal),
-        )?;
-        refuse(
-            !(positive(self.save_every) && self.save_every <= A_YEAR),
-            format!("--save-every must be positive and at most a year, found {}", self.save_every),
-        )?;
-        check_threads(self.threads as i64)?;
-        for (flag, value) in [
-            ("--embed-dim", self.embed_dim),
-            ("--width", self.width),
-            ("--batch-size", self.batch_size),
-            ("--accumulate", self.accumulate),
-            ("--workers", self.workers),
-            ("--knn-k", self.knn_k),
-            ("--epochs", self.epochs as usize),
-            ("--print-freq", self.print_freq as usize),
-        ] {
-            refuse(value == 0, format!("{flag} must be at least 1"))?;
-        }
-        refuse(
-            !(8..=2048).contains(&self.image_size),
-            format!("--image-size must lie in 8..=2048 pixels, found {}", self.image_size),
-        )?;
-        refuse(
-            self.start_epoch >= self.epochs,
-            format!("--start-epoch {} leaves nothing of --epochs {}", self.start_epoch, self.epochs),
-        )?;
-        refuse(
-            !(0.0..=self.epochs as f64).contains(&self.warmup_epochs),
-            format!("--warmup-epochs must lie in 0..={}, found {}", self.epochs, self.warmup_epochs),
-        )?;
-        refuse(!self.milestones.is_sorted(), format!("--milestones must rise, found {:?}", self.milestones))?;
-        refuse(
-            (self.objective == ObjectiveKind::Softmax) != (self.n_negatives == 0),
-            format!(
-                "--objective {} and --n-negatives {} contradict each other: the full softmax compares with every image",
-                name_of(self.objective),
-                self.n_negatives
-            ),
-        )?;
-        self.encoder().validate()?;
-        self.augmentation.validate()?;
-        refuse(
-            self.objective != ObjectiveKind::Nce
-                && self.normalizer != NormalizerChoice(NormalizerMode::FirstBatch),
-            format!("--normalizer is NCE's; --objective {} has no Z", name_of(self.objective)),
-        )?;
-        refuse(
-            self.objective == ObjectiveKind::Softmax && self.noise_weights.is_some(),
-            "--noise-weights is for objectives that draw negatives; the full softmax draws none".into(),
-        )?;
-        refuse(self.max_steps == Some(0), "--max-steps 0 would train nothing".into())
-    }
-
-    /// Refuses a last batch that BatchNorm cannot normalise in training: one image whose last maps are one pixel.
-    ///
-    /// # Errors
-    /// [`Error::Usage`]; `images` is the number that enter batches.
-    pub fn check_last_batch(&self, images: usize) -> Result<()> {
-        let shrinks_to_one_pixel = match self.family {
-            Family::ImageNet => self.image_size <= 32,
-            Family::Cifar => self.image_size <= 8,
-        };
-        let alone = self.batch_size == 1 || images % self.batch_size == 1;
-        if !(shrinks_to_one_pixel && alone) {
-            return Ok(());
-        }
-        Err(Error::Usage {
-            message: format!(
-                "the last of {images} images would be a batch of its own at --batch-size {}, and at --image-size {} \
-                 BatchNorm then has one value per channel, which it cannot normalise",
-                self.batch_size, self.image_size
-            ),
-            hint: Some("change --batch-size by one, or use larger images".into()),
-        })
-    }
-
     /// The encoder this run trains.
     pub fn encoder(&self) -> EncoderConfig {
         EncoderConfig {
@@ -456,50 +314,6 @@ pub fn name_of(value: impl Serialize) -> String {
         Ok(toml::Value::String(name)) => name,
         Ok(other) => other.to_string(),
         Err(_) => String::new(),
-    }
-}
-
-/// Reads a `--config` file as a layer.
-///
-/// # Errors
-/// If it cannot be read or is not TOML; the message has line and column.
-pub fn read_layer(path: &Path) -> Result<Table> {
-    let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, "read the configuration", e))?;
-    text.parse()
-        .map_err(|e: toml::de::Error| Error::format(path, "TOML settings", e.to_string().trim().to_owned()))
-}
-
-/// `--nce-k 0` means the full softmax, as published. Where `layer` names only one of objective and number of
-/// negatives, the other one in `table` follows it.
-fn settle_objective(table: &mut Table, layer: &Table) {
-    let softmax =
-        |objective: Option<&toml::Value>| objective.and_then(toml::Value::as_str) == Some("softmax");
-    match (layer.get("objective"), layer.get("n-negatives").and_then(toml::Value::as_integer)) {
-        (None, Some(0)) => {
-            table.insert("objective".into(), "softmax".into());
-        }
-        (None, Some(_)) if softmax(table.get("objective")) => {
-            table.insert("objective".into(), "nce".into());
-        }
-        (objective @ Some(_), None) if softmax(objective) => {
-            table.insert("n-negatives".into(), 0.into());
-        }
-        (Some(_), None) if table.get("n-negatives").and_then(toml::Value::as_integer) == Some(0) => {
-            table.insert("n-negatives".into(), PUBLISHED_NEGATIVES.into());
-        }
-        _ => {}
-    }
-}
-
-/// Lays `over` on `base`: tables merge, everything else replaces.
-fn overlay(base: &mut Table, over: Table) {
-    for (key, value) in over {
-        match (base.get_mut(&key), value) {
-            (Some(toml::Value::Table(below)), toml::Value::Table(above)) => overlay(below, above),
-            (_, value) => {
-                base.insert(key, value);
-            }
-        }
     }
 }
 
