@@ -45,7 +45,7 @@ compile_error!("checkpoints hold little-endian numbers, and are read and written
 /// One tensor as bytes: little-endian, in C order.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TensorBytes<'a> {
-    /// Its name: `encoder.conv1.weight`, `bank.rows`.
+    /// Its name: `encoder.conv1.weight`, `bank.memory`.
     pub name: Cow<'a, str>,
     /// The type of its elements.
     pub dtype: Dtype,
