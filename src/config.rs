@@ -15,7 +15,7 @@ use crate::data::augment::TrainTransform;
 use crate::data::detect::DataFormat;
 use crate::error::{Error, Result};
 use crate::model::device::DeviceChoice;
-use crate::model::{Arch, EncoderConfig, Family, PrecisionChoice};
+use crate::model::{Arch, EncoderConfig, Family, Head, PrecisionChoice};
 use crate::objective::NormalizerMode;
 use crate::optim::Schedule;
 
@@ -44,6 +44,9 @@ pub struct TrainConfig {
     pub embed_dim: usize,
     /// Channels of the first stage; 64 in the paper.
     pub width: usize,
+    /// What makes the embedding of the pooled features; runs of before it could be chosen have the linear layer.
+    #[serde(default)]
+    pub head: Head,
     /// Side of the square training images, pixels.
     pub image_size: u32,
 
@@ -240,6 +243,7 @@ impl TrainConfig {
             family,
             embed_dim: 128,
             width: 64,
+            head: Head::Linear,
             image_size,
             objective: ObjectiveKind::Nce,
             n_negatives: PUBLISHED_NEGATIVES as usize,
@@ -283,6 +287,7 @@ impl TrainConfig {
             family: self.family,
             embed_dim: self.embed_dim as i64,
             width: self.width as i64,
+            head: self.head,
         }
     }
 

@@ -166,10 +166,19 @@ fn header(tensors: &[&TensorBytes], metadata: &BTreeMap<String, String>) -> Vec<
     header
 }
 
-/// Each tensor's type and shape, and where it lies in the file.
-type Places = BTreeMap<String, (Dtype, Vec<usize>, Range<usize>)>;
+/// Where a tensor's bytes are.
+#[derive(Debug)]
+pub(crate) enum Place {
+    /// In the mapped file.
+    File(Range<usize>),
+    /// In memory: the file has them in another form.
+    Memory(Vec<u8>),
+}
 
-/// A checkpoint that has been read and found whole.
+/// Each tensor's type and shape, and where its bytes are.
+pub(crate) type Places = BTreeMap<String, (Dtype, Vec<usize>, Place)>;
+
+/// A checkpoint that has been read and found whole, or made of another program's file.
 ///
 /// The file is mapped: memory is taken only while its pages are looked at.
 #[derive(Debug)]
@@ -206,6 +215,27 @@ impl Checkpoint {
         Ok(Checkpoint { path: path.to_owned(), map, tensors, metadata })
     }
 
+    /// What another program's file at `path`, mapped in `map`, comes to as a checkpoint.
+    ///
+    /// # Panics
+    /// If a tensor's bytes do not fill its shape, or lie outside of the file.
+    pub(crate) fn assemble(
+        path: &Path,
+        map: Mmap,
+        tensors: Places,
+        metadata: BTreeMap<String, String>,
+    ) -> Self {
+        let checkpoint = Checkpoint { path: path.to_owned(), map, tensors, metadata };
+        // Looking at each one checks it.
+        checkpoint.tensors().for_each(drop);
+        checkpoint
+    }
+
+    /// All of it, to be written elsewhere.
+    pub fn view(&self) -> CheckpointView<'_> {
+        CheckpointView { tensors: self.tensors().collect(), metadata: self.metadata.clone() }
+    }
+
     /// The file it was read from.
     pub fn path(&self) -> &Path {
         &self.path
@@ -231,19 +261,31 @@ impl Checkpoint {
     /// # Errors
     /// If there is none.
     pub fn tensor(&self, name: &str) -> Result<TensorBytes<'_>> {
-        let (name, (dtype, shape, range)) = self
+        let (name, (dtype, shape, place)) = self
             .tensors
             .get_key_value(name)
             .ok_or_else(|| Error::format(&self.path, format!("a tensor `{name}`"), "none"))?;
-        Ok(TensorBytes::new(name, *dtype, shape.clone(), &self.map[range.clone()]))
+        Ok(TensorBytes::new(name, *dtype, shape.clone(), self.bytes(place)))
     }
 
     /// All tensors, by name.
     pub fn tensors(&self) -> impl ExactSizeIterator<Item = TensorBytes<'_>> {
-        self.tensors.iter().map(|(name, (dtype, shape, range))| {
-            TensorBytes::new(name, *dtype, shape.clone(), &self.map[range.clone()])
+        self.tensors.iter().map(|(name, (dtype, shape, place))| {
+            TensorBytes::new(name, *dtype, shape.clone(), self.bytes(place))
         })
     }
+
+    fn bytes<'a>(&'a self, place: &'a Place) -> &'a [u8] {
+        match place {
+            Place::File(range) => &self.map[range.clone()],
+            Place::Memory(bytes) => bytes,
+        }
+    }
+}
+
+/// Whether a file that begins with `start`, at least 200 bytes of it, may be a checkpoint of ours.
+pub(crate) fn begins(start: &[u8]) -> bool {
+    start.get(LENGTH..).is_some_and(|header| header.starts_with(OPENING))
 }
 
 /// What a file holds, every byte of it verified; or what it is instead of a checkpoint.
@@ -263,7 +305,7 @@ fn contents(file: &[u8]) -> Result<(Places, BTreeMap<String, String>), String> {
     let first = LENGTH + header;
     let place = |(name, info): (String, &TensorInfo)| {
         let (start, end) = info.data_offsets;
-        (name, (info.dtype, info.shape.clone(), first + start..first + end))
+        (name, (info.dtype, info.shape.clone(), Place::File(first + start..first + end)))
     };
     Ok((contents.tensors().into_iter().map(place).collect(), metadata))
 }

@@ -15,6 +15,7 @@ use crate::error::{Error, Result};
 use crate::eval::features::{Input, embed_all};
 use crate::eval::knn::{GridCell, Neighbors};
 use crate::eval::monitor::{self, Queries};
+use crate::interop;
 use crate::model::Encoder;
 use crate::model::device::DeviceChoice;
 use crate::report::contact_sheet::{self, Tile, contact_sheet};
@@ -36,7 +37,7 @@ pub enum Source {
 /// Flags of `lemniscate eval`.
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// A checkpoint, or a run folder (its newest checkpoint)
+    /// A checkpoint (ours, PyTorch's, safetensors), or a run folder (its newest checkpoint)
     #[arg(value_name = "CKPT|RUN")]
     checkpoint: PathBuf,
     /// The images [default: those of the run]
@@ -156,9 +157,9 @@ pub fn evaluate(request: &Request) -> Result<()> {
     if request.ks.contains(&0) {
         return Err(Error::usage("-k must be at least 1"));
     }
-    let found = start::find(&request.checkpoint)?;
-    if let Some(warning) = &found.warning {
-        eprintln!("note: {warning}");
+    let found = interop::find(&request.checkpoint)?;
+    for note in &found.notes {
+        eprintln!("note: {note}");
     }
     let config = &found.saved.config;
     let device = request.device.resolve()?;
@@ -213,6 +214,12 @@ fn open_data(request: &Request, found: &Found) -> Result<Splits> {
     let config = &found.saved.config;
     let own = request.data.is_none();
     let path = request.data.as_deref().unwrap_or(&config.data);
+    if path.as_os_str().is_empty() {
+        return Err(Error::Usage {
+            message: format!("{} does not say which images it was trained on", found.path().display()),
+            hint: Some("lemniscate eval FILE DATA".into()),
+        });
+    }
     let options = OpenOptions {
         seed: config.seed,
         test_path: request.test_data.clone().or(if own { config.test_data.clone() } else { None }),
@@ -220,7 +227,7 @@ fn open_data(request: &Request, found: &Found) -> Result<Splits> {
     };
     let format = request.data_format.or(own.then_some(config.data_format));
     let splits = detect::open(path, format, &options)?;
-    if own || start::identify(&splits)?.fingerprint == found.saved.data.fingerprint {
+    if own || found.saved.data.is_of(&start::identify(&splits)?) {
         return start::quarantine_again(splits, &found.saved.data);
     }
     Ok(splits)
@@ -236,7 +243,7 @@ fn bank_of(
 ) -> Result<MemoryBank> {
     let train = &splits.train;
     if source == Source::Live {
-        if start::identify(splits)?.fingerprint != found.saved.data.fingerprint {
+        if !found.saved.data.is_of(&start::identify(splits)?) {
             return Err(Error::Data {
                 path: splits.root.clone(),
                 reason: "these are not the images that the live bank's rows belong to".into(),

@@ -9,7 +9,9 @@ use crate::error::Result;
 
 mod data;
 mod eval;
+mod import;
 mod inputs;
+mod inspect;
 mod settings;
 mod train;
 
@@ -30,6 +32,10 @@ enum Command {
     Eval(eval::Arguments),
     /// Say what a data set holds: classes, sizes, duplicates, unreadable files
     Data(data::Arguments),
+    /// Say what a checkpoint holds, ours or PyTorch's
+    Inspect(inspect::Arguments),
+    /// Make a checkpoint of a PyTorch or safetensors file
+    Import(import::Arguments),
 }
 
 /// Runs the program and gives its exit code: 0 success, 1 failure, 2 usage, 130 interrupted.
@@ -38,6 +44,8 @@ pub fn main() -> ExitCode {
         Command::Train(arguments) => train::run(*arguments),
         Command::Eval(arguments) => eval::run(arguments),
         Command::Data(arguments) => data::run(arguments),
+        Command::Inspect(arguments) => inspect::run(arguments),
+        Command::Import(arguments) => import::run(arguments),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

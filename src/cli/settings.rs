@@ -9,7 +9,7 @@ use crate::config::{BankInit, Monitor, NormalizerChoice, ObjectiveKind, Schedule
 use crate::data::detect::DataFormat;
 use crate::error::{Error, Result};
 use crate::model::device::DeviceChoice;
-use crate::model::{Arch, Family, PrecisionChoice};
+use crate::model::{Arch, Family, Head, PrecisionChoice};
 
 /// Flags that change settings; those not given stay out of the table.
 #[derive(clap::Args, Serialize, Debug, Default)]
@@ -40,6 +40,9 @@ pub struct Settings {
     /// Channels of the first stage
     #[arg(long, help_heading = "Encoder")]
     width: Option<usize>,
+    /// What makes the embedding of the pooled features
+    #[arg(long, value_enum, help_heading = "Encoder")]
+    head: Option<Head>,
     /// Side of the square training images, pixels
     #[arg(long, value_name = "PX", help_heading = "Encoder")]
     image_size: Option<u32>,

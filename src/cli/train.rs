@@ -14,6 +14,7 @@ use crate::config::{
 use crate::data::dataset::{Dataset, Splits};
 use crate::data::detect::{self, DataFormat, OpenOptions};
 use crate::error::{Error, Result};
+use crate::interop;
 use crate::model::Encoder;
 use crate::report::{MetricsWriter, Reporter, SilentReporter, curves, metrics, progress};
 use crate::train::start::{self, Found};
@@ -41,13 +42,13 @@ pub struct Arguments {
     /// Published settings to start from [default: chosen from the size of the images]
     #[arg(long, value_enum)]
     preset: Option<Preset>,
-    /// Go on with a run folder or checkpoint
+    /// Go on with a run folder or checkpoint, the published program's too
     #[arg(long, value_name = "RUN|FILE", conflicts_with_all = ["config", "preset", "pretrained"])]
     resume: Option<PathBuf>,
     /// Test the features of --resume with weighted kNN, and train nothing
     #[arg(short, long, visible_alias = "test-only", requires = "resume")]
     evaluate: bool,
-    /// Start from the encoder of a checkpoint, with a new bank
+    /// Start from the weights of a checkpoint (ours, PyTorch's, safetensors), with a new bank
     #[arg(long, value_name = "FILE")]
     pretrained: Option<PathBuf>,
     /// The run folder [default: a new one under runs/]
@@ -134,8 +135,13 @@ fn fresh(arguments: &Arguments) -> Result<()> {
         file.remove(key);
     }
     let stored_path = stored_path(&data, splits.format)?;
-    let config =
-        TrainConfig::resolve(preset, &stored_path, splits.format, &[("--config", file), ("flags", flags)])?;
+    let weights = arguments.pretrained.as_deref().map(interop::find_trunk).transpose()?;
+    let network = match &weights {
+        Some(weights) => network_of(weights)?,
+        None => toml::Table::new(),
+    };
+    let layers = [("--pretrained", network), ("--config", file), ("flags", flags)];
+    let config = TrainConfig::resolve(preset, &stored_path, splits.format, &layers)?;
     let device = config.device.resolve()?;
     let config = TrainConfig {
         precision: config.precision.resolve(device).into(),
@@ -148,8 +154,8 @@ fn fresh(arguments: &Arguments) -> Result<()> {
         RunFolder::check_free(out)?;
     }
     start::noise(&config, &splits.train)?;
-    let encoder = match &arguments.pretrained {
-        Some(path) => pretrained(path, &config, device)?,
+    let encoder = match &weights {
+        Some(weights) => pretrained(weights, &config, device, arguments)?,
         None => start::fresh_encoder(&config, device),
     };
     for note in &splits.notes {
@@ -196,14 +202,27 @@ fn fresh(arguments: &Arguments) -> Result<()> {
 }
 
 fn resume(path: &Path, arguments: &Arguments) -> Result<()> {
-    let (found, folder) = start::find_to_resume(path)?;
-    if let Some(warning) = &found.warning {
-        warn(arguments, warning);
+    let (found, folder) = interop::find_to_resume(path)?;
+    for note in &found.notes {
+        warn(arguments, note);
     }
     let mut flags = arguments.settings.layer()?;
+    let usage = |e: toml::ser::Error| Error::usage(e.to_string());
     if let Some(data) = &arguments.data {
-        let stored = stored_path(data, found.saved.config.data_format)?;
-        flags.insert("data".into(), toml::Value::try_from(stored).map_err(|e| Error::usage(e.to_string()))?);
+        // A run of another program does not say how its images lay.
+        let format = match (&found.saved.origin, arguments.settings.data_format()) {
+            (Some(_), None) => detect::detect(data)?,
+            (_, given) => given.unwrap_or(found.saved.config.data_format),
+        };
+        flags.insert("data".into(), toml::Value::try_from(stored_path(data, format)?).map_err(usage)?);
+        if found.saved.origin.is_some() {
+            flags.insert("data-format".into(), toml::Value::try_from(format).map_err(usage)?);
+        }
+    } else if found.saved.config.data.as_os_str().is_empty() {
+        return Err(Error::Usage {
+            message: format!("{} does not say which images it was trained on", path.display()),
+            hint: Some("lemniscate train DATA --resume FILE".into()),
+        });
     }
     if let Some(path) = &arguments.settings.test_data {
         flags.insert("test-data".into(), absolute(path)?.to_string_lossy().into_owned().into());
@@ -230,7 +249,13 @@ fn resume(path: &Path, arguments: &Arguments) -> Result<()> {
     let identity = start::identify(&splits)?;
     start::check_data(&found, &identity, arguments.accept_changed_data)?;
     let noise = start::noise(&config, &splits.train)?;
-    let state = train::state::load(&found.checkpoint, &found.saved, &config, device)?;
+    let mut state = train::state::load(&found.checkpoint, &found.saved, &config, device)?;
+    let measure =
+        |config: &TrainConfig| (config.monitor, config.knn_k, config.test_data.clone(), config.data.clone());
+    if moved || measure(&config) != measure(&found.saved.config) {
+        // The best so far lies in another folder, or was measured in another way.
+        (state.progress.best, state.progress.best_epoch) = (None, None);
+    }
     let metrics_path = folder.file(run_folder::METRICS);
     let mut metrics = if moved {
         write_manifest(&folder, &splits, &identity)?;
@@ -332,18 +357,50 @@ fn checked(splits: Splits, config: &TrainConfig) -> Result<Splits> {
     Ok(Splits { train: check(splits.train)?, test: splits.test.map(check).transpose()?, ..splits })
 }
 
-/// An encoder that starts from the weights of `path`, which must fit the settings.
-fn pretrained(path: &Path, config: &TrainConfig, device: tch::Device) -> Result<Encoder> {
-    let Found { checkpoint, saved, .. } = start::find(path)?;
-    if saved.config.encoder() != config.encoder() {
-        return Err(Error::usage(format!(
-            "--pretrained {}: it holds {:?}, but the settings ask for {:?}",
-            path.display(),
-            saved.config.encoder(),
-            config.encoder()
-        )));
+/// The settings that weights decide: a run that starts from them has their network unless it is told otherwise.
+fn network_of(weights: &Found) -> Result<toml::Table> {
+    let config = &weights.saved.config;
+    toml::Table::try_from(serde_json::json!({
+        "arch": config.arch, "family": config.family, "width": config.width,
+    }))
+    .map_err(|e| Error::usage(e.to_string()))
+}
+
+/// An encoder that starts from `weights`, the head as needed.
+fn pretrained(
+    weights: &Found,
+    config: &TrainConfig,
+    device: tch::Device,
+    arguments: &Arguments,
+) -> Result<Encoder> {
+    let theirs = weights.saved.config.encoder();
+    let ours = config.encoder();
+    if (theirs.arch, theirs.family, theirs.width) != (ours.arch, ours.family, ours.width) {
+        return Err(Error::Usage {
+            message: format!(
+                "--pretrained {}: it holds a {} ({}, width {}), but the settings ask for a {} ({}, width {})",
+                weights.path().display(),
+                theirs.arch,
+                theirs.family,
+                theirs.width,
+                ours.arch,
+                ours.family,
+                ours.width
+            ),
+            hint: Some("drop --arch, --family and --width: a run takes them from the weights".into()),
+        });
     }
-    train::state::load_encoder(&checkpoint, config, device)
+    for note in &weights.notes {
+        warn(arguments, note);
+    }
+    let (encoder, head) = train::state::load_trunk(&weights.checkpoint, config, device)?;
+    if !head {
+        warn(
+            arguments,
+            &format!("its head does not give {} numbers: the new one starts at random", ours.embed_dim),
+        );
+    }
+    Ok(encoder)
 }
 
 fn describe(config: &TrainConfig, splits: &Splits, run: &Path) -> String {

@@ -8,6 +8,7 @@ use toml::Table;
 use super::{PUBLISHED_NEGATIVES, Preset, TrainConfig};
 use crate::data::detect::DataFormat;
 use crate::error::{Error, Result};
+use crate::model::Head;
 
 impl TrainConfig {
     /// Lays `layers` over the preset, each over the one before, and checks the result.
@@ -31,6 +32,10 @@ impl TrainConfig {
             // Read back after each layer, so that a message can name the layer that is wrong.
             config = Self::deserialize(table.clone())
                 .map_err(|e| Error::usage(format!("{origin}: {}", e.to_string().trim())))?;
+        }
+        // Without a head the trunk decides how wide an embedding is, unless somebody says otherwise and is refused.
+        if config.head == Head::None && !layers.iter().any(|(_, layer)| layer.contains_key("embed-dim")) {
+            config.embed_dim = config.encoder().pooled_dim() as usize;
         }
         config.augmentation.size = config.image_size;
         config.validate()?;

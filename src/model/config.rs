@@ -99,6 +99,18 @@ impl fmt::Display for Family {
     }
 }
 
+/// What lies between the pooled features and the norm.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+#[value(rename_all = "lower")]
+pub enum Head {
+    /// A linear layer to D numbers, as published.
+    #[default]
+    Linear,
+    /// Nothing: the embedding is the pooled features at unit length. For trunks that came without a head.
+    None,
+}
+
 /// An encoder's shape.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -114,6 +126,9 @@ pub struct EncoderConfig {
     /// small encoders for tests and the demo.
     #[serde(default = "default_width")]
     pub width: i64,
+    /// What makes the embedding of the pooled features; without a head, D must be [`Self::pooled_dim`].
+    #[serde(default)]
+    pub head: Head,
 }
 
 fn default_embed_dim() -> i64 {
@@ -127,7 +142,13 @@ fn default_width() -> i64 {
 impl EncoderConfig {
     /// `arch` of `family` at the published size: D = 128, width 64.
     pub fn new(arch: Arch, family: Family) -> Self {
-        EncoderConfig { arch, family, embed_dim: default_embed_dim(), width: default_width() }
+        EncoderConfig {
+            arch,
+            family,
+            embed_dim: default_embed_dim(),
+            width: default_width(),
+            head: Head::Linear,
+        }
     }
 
     /// Channels of the four stages' outputs.
@@ -143,7 +164,8 @@ impl EncoderConfig {
     /// Refuses sizes that no encoder has, so that a file cannot make us allocate without bound.
     ///
     /// # Errors
-    /// If a width is outside 1..=65536 (embedding) or 1..=1024 (first stage).
+    /// If a width is outside 1..=65536 (embedding) or 1..=1024 (first stage), or the embedding's is not that of the
+    /// pooled features although nothing lies between.
     pub fn validate(&self) -> Result<()> {
         if !(1..=65_536).contains(&self.embed_dim) {
             return Err(Error::usage(format!(
@@ -155,6 +177,13 @@ impl EncoderConfig {
             return Err(Error::usage(format!(
                 "the encoder's width must lie in 1..=1024, not {}",
                 self.width
+            )));
+        }
+        if self.head == Head::None && self.embed_dim != self.pooled_dim() {
+            return Err(Error::usage(format!(
+                "without a head the embedding is the {} pooled features, not {} numbers",
+                self.pooled_dim(),
+                self.embed_dim
             )));
         }
         Ok(())
@@ -194,5 +223,8 @@ mod tests {
         for (embed_dim, width) in [(0, 64), (-1, 64), (i64::MAX, 64), (128, 0), (128, i64::MAX)] {
             assert!(EncoderConfig { embed_dim, width, ..good }.validate().is_err());
         }
+        let headless = EncoderConfig { head: Head::None, ..good };
+        assert!(headless.validate().is_err());
+        assert!(EncoderConfig { embed_dim: 512, ..headless }.validate().is_ok());
     }
 }

@@ -15,7 +15,7 @@ pub mod parameters;
 pub mod precision;
 mod resnet;
 
-pub use config::{Arch, EncoderConfig, Family};
+pub use config::{Arch, EncoderConfig, Family, Head};
 pub use convert::{from_slice_nhwc, to_vec_f32};
 pub use device::DeviceChoice;
 pub use encoder::{Encoder, Layer, Mode};

@@ -4,7 +4,7 @@
 
 use tch::{Kind, Tensor};
 
-use super::config::{EncoderConfig, Family};
+use super::config::{EncoderConfig, Family, Head};
 use super::encoder::Mode;
 use super::init::Initialiser;
 use super::precision::Precision;
@@ -26,7 +26,7 @@ pub(super) struct ResNet {
     stem: ConvNorm,
     max_pool: bool,
     stages: Vec<Vec<Block>>,
-    head: Linear,
+    head: Option<Linear>,
 }
 
 impl ResNet {
@@ -50,7 +50,8 @@ impl ResNet {
             }
             stages.push(blocks);
         }
-        let head = Linear::new(init, family.head_name(), input, config.embed_dim);
+        let head = (config.head == Head::Linear)
+            .then(|| Linear::new(init, family.head_name(), input, config.embed_dim));
         ResNet { stem, max_pool: family == Family::ImageNet, stages, head }
     }
 
@@ -75,9 +76,12 @@ impl ResNet {
         maps.mean_dim([2, 3].as_slice(), false, Kind::Float)
     }
 
-    /// The linear layer, before the norm: `[B, C]` to `[B, D]`.
+    /// What the norm is taken of: the linear layer's `[B, D]`, or the pooled features `[B, C]` themselves.
     pub fn head(&self, pooled: &Tensor) -> Tensor {
-        pooled.linear(&self.head.weight, Some(&self.head.bias))
+        match &self.head {
+            Some(head) => pooled.linear(&head.weight, Some(&head.bias)),
+            None => pooled.shallow_clone(),
+        }
     }
 }
 

@@ -74,6 +74,12 @@ enum Pass {
 /// checkpoint kept; an image that cannot be read; a file that cannot be written.
 pub fn run(mut session: Session<'_>) -> Result<Summary> {
     let mut last = None;
+    // A run that was killed after its best epoch was saved, but before that became best.ckpt, makes up for it.
+    let progress = &session.state.progress;
+    if progress.step_in_epoch == 0 && progress.best_epoch.is_some_and(|best| best + 1 == progress.epoch) {
+        session.save()?;
+        session.folder.save_best()?;
+    }
     while session.state.progress.epoch < session.config.epochs {
         if let Pass::StepLimit = session.pass()? {
             session.save()?;

@@ -29,13 +29,21 @@ pub struct Found {
     pub checkpoint: Checkpoint,
     /// Settings, counters, data.
     pub saved: Saved,
-    /// That a newer file was damaged, if so.
-    pub warning: Option<String>,
+    /// What a person should know of it: that a newer file was damaged, or what an import found.
+    pub notes: Vec<String>,
 }
 
 impl Found {
     fn new(Loaded { checkpoint, warning }: Loaded) -> Result<Self> {
-        Ok(Self { saved: Saved::read(&checkpoint)?, checkpoint, warning })
+        Self::of(checkpoint, warning.into_iter().collect())
+    }
+
+    /// Reads what `checkpoint` says of itself.
+    ///
+    /// # Errors
+    /// [`Error::Format`] if an entry is missing or malformed.
+    pub fn of(checkpoint: Checkpoint, notes: Vec<String>) -> Result<Self> {
+        Ok(Self { saved: Saved::read(&checkpoint)?, checkpoint, notes })
     }
 
     /// The file it came from.
@@ -99,11 +107,14 @@ pub fn resumed_config(found: &Found, flags: &Table) -> Result<TrainConfig> {
     };
     let was = Table::try_from(&found.saved.config).map_err(|e| Error::usage(e.to_string()))?;
     let mut table = was.clone();
+    // Of an imported run only what its file stated is a fact.
+    let guessed =
+        |key: &String| found.saved.origin.as_ref().is_some_and(|origin| !origin.stated.contains(key));
     for (key, value) in flags {
         let unchanged = was.get(key) == Some(value);
         // More epochs contradict nothing unless the learning rate already fell towards the old end.
         let longer = key == "epochs" && found.saved.config.schedule != ScheduleKind::Cosine;
-        if !(unchanged || longer || FREE_ON_RESUME.contains(&key.as_str())) {
+        if !(unchanged || longer || guessed(key) || FREE_ON_RESUME.contains(&key.as_str())) {
             let before = was.get(key).map_or("not set".to_owned(), |v| v.to_string());
             return refuse(
                 format!("it was trained with {key} = {before}, not {value}"),
@@ -116,8 +127,9 @@ pub fn resumed_config(found: &Found, flags: &Table) -> Result<TrainConfig> {
     if !flags.contains_key("max-steps") {
         table.remove("max-steps");
     }
-    let config: TrainConfig =
+    let mut config: TrainConfig =
         table.try_into().map_err(|e: toml::de::Error| Error::usage(e.to_string().trim().to_owned()))?;
+    config.augmentation.size = config.image_size;
     config.validate()?;
     let done = found.saved.progress.epoch;
     if config.epochs < done {
@@ -147,7 +159,7 @@ pub fn check_data(found: &Found, now: &DataIdentity, accept_changed: bool) -> Re
             Some("point at the data of the run, or start a new run"),
         );
     }
-    if was.fingerprint != now.fingerprint && !accept_changed {
+    if !was.is_of(now) && !accept_changed {
         return refuse(
             "the data has changed since (names, sizes or labels)".into(),
             Some("--accept-changed-data goes on all the same"),
@@ -178,7 +190,7 @@ pub fn identify(splits: &Splits) -> Result<DataIdentity> {
     let train = &splits.train;
     Ok(DataIdentity {
         images: train.len(),
-        fingerprint: train.fingerprint()?,
+        fingerprint: Some(train.fingerprint()?),
         quarantined: train.quarantined().to_vec(),
         test_quarantined: splits.test.as_ref().map_or_else(Vec::new, |test| test.quarantined().to_vec()),
         classes: train.classes().to_vec(),

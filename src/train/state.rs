@@ -29,30 +29,55 @@ pub struct TrainState {
 }
 
 /// Prefix of the encoder's parameters and buffers in a checkpoint.
-const ENCODER: &str = "encoder.";
+pub const ENCODER: &str = "encoder.";
 /// Prefix of SGD's momentum buffers.
-const MOMENTUM: &str = "momentum.";
+pub const MOMENTUM: &str = "momentum.";
 /// The bank's rows `[N, D]`.
-const BANK: &str = "bank.memory";
+pub const BANK: &str = "bank.memory";
 
 /// Metadata: the settings, as TOML.
 const CONFIG: &str = "config";
 /// Metadata: what the training images were.
 const DATA: &str = "data";
+/// Metadata: where the state came from, if another program trained it.
+const ORIGIN: &str = "origin";
+
+/// Where a checkpoint came from that another program trained.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Origin {
+    /// The file's name.
+    pub file: String,
+    /// What it was, in words.
+    pub format: String,
+    /// The settings that it stated. The others are guesses, which a resumed run may replace.
+    pub stated: Vec<String>,
+}
 
 /// What the training data was, as a checkpoint remembers it.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct DataIdentity {
     /// Number of training images, N.
     pub images: usize,
-    /// [`crate::data::dataset::Dataset::fingerprint`] of the training images.
-    pub fingerprint: String,
+    /// [`crate::data::dataset::Dataset::fingerprint`] of the training images; none where another program trained and
+    /// did not say.
+    pub fingerprint: Option<String>,
     /// Rows that never enter a batch.
     pub quarantined: Vec<u32>,
     /// Test images that are never asked about, because they cannot be read.
     pub test_quarantined: Vec<u32>,
     /// Class names, empty without labels.
     pub classes: Vec<String>,
+}
+
+impl DataIdentity {
+    /// Whether `now` are the same images by name, size and label, as far as this can be told: where it cannot, their
+    /// number decides.
+    pub fn is_of(&self, now: &DataIdentity) -> bool {
+        match &self.fingerprint {
+            Some(fingerprint) => now.fingerprint.as_ref() == Some(fingerprint),
+            None => self.images == now.images,
+        }
+    }
 }
 
 impl TrainState {
@@ -74,9 +99,8 @@ impl TrainState {
             view.tensors.push(host_bytes(format!("{MOMENTUM}{name}"), buffer));
         }
         view.tensors.push(TensorBytes::from_f32(BANK, [self.bank.len(), self.bank.dim()], self.bank.rows()));
-        view.metadata.insert(CONFIG.to_owned(), config.to_toml()?);
-        view.set(DATA, data);
-        self.progress.store(&mut view);
+        let (config, data, progress) = (config.clone(), data.clone(), self.progress.clone());
+        Saved { config, progress, data, origin: None }.store(&mut view)?;
         write(&view)
     }
 }
@@ -89,6 +113,8 @@ pub struct Saved {
     pub progress: Progress,
     /// What it was trained on.
     pub data: DataIdentity,
+    /// Where it came from, if not from us.
+    pub origin: Option<Origin>,
 }
 
 impl Saved {
@@ -100,7 +126,23 @@ impl Saved {
         let refuse = |found: String| Error::format(checkpoint.path(), format!("the field `{CONFIG}`"), found);
         let text = checkpoint.metadata().get(CONFIG).ok_or_else(|| refuse("none".into()))?;
         let config = toml::from_str(text).map_err(|e| refuse(format!("one that cannot be read ({e})")))?;
-        Ok(Self { config, progress: Progress::load(checkpoint)?, data: checkpoint.get(DATA)? })
+        let origin =
+            checkpoint.metadata().contains_key(ORIGIN).then(|| checkpoint.get(ORIGIN)).transpose()?;
+        Ok(Self { config, progress: Progress::load(checkpoint)?, data: checkpoint.get(DATA)?, origin })
+    }
+
+    /// Puts it into a checkpoint that is to be saved.
+    ///
+    /// # Errors
+    /// For settings that TOML cannot hold.
+    pub fn store(&self, view: &mut CheckpointView<'_>) -> Result<()> {
+        view.metadata.insert(CONFIG.to_owned(), self.config.to_toml()?);
+        view.set(DATA, &self.data);
+        self.progress.store(view);
+        if let Some(origin) = &self.origin {
+            view.set(ORIGIN, origin);
+        }
+        Ok(())
     }
 }
 
@@ -114,6 +156,32 @@ pub fn load_encoder(checkpoint: &Checkpoint, config: &TrainConfig, device: Devic
         Encoder::new(config.encoder(), config.seed, device).with_precision(config.precision.resolve(device));
     encoder.parameters_mut().load(&tensors_under(checkpoint, ENCODER)?)?;
     Ok(encoder)
+}
+
+/// A new encoder of `config` whose trunk is that of `checkpoint`, and its head too where it has the same shape; and
+/// whether it had.
+///
+/// # Errors
+/// If the trunks are not of the same network.
+pub fn load_trunk(checkpoint: &Checkpoint, config: &TrainConfig, device: Device) -> Result<(Encoder, bool)> {
+    config.encoder().validate()?;
+    let mut encoder =
+        Encoder::new(config.encoder(), config.seed, device).with_precision(config.precision.resolve(device));
+    let mut stored = tensors_under(checkpoint, ENCODER)?;
+    let head = format!("{}.", config.family.head_name());
+    let ours: BTreeMap<String, Tensor> = encoder
+        .parameters()
+        .state()
+        .filter(|entry| entry.name.starts_with(&head))
+        .map(|entry| (entry.name.clone(), entry.tensor.detach()))
+        .collect();
+    let fits = ours.iter().all(|(name, own)| stored.get(name).is_some_and(|it| it.size() == own.size()));
+    if !fits || ours.is_empty() {
+        stored.retain(|name, _| !name.starts_with(&head));
+        stored.extend(ours);
+    }
+    encoder.parameters_mut().load(&stored)?;
+    Ok((encoder, fits))
 }
 
 /// The bank of `checkpoint`.

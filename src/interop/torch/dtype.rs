@@ -82,6 +82,29 @@ impl Dtype {
         }
     }
 
+    /// The type that safetensors means by `dtype`.
+    pub fn of_safetensors(dtype: safetensors::Dtype) -> Option<Self> {
+        use safetensors::Dtype as S;
+        Some(match dtype {
+            S::BOOL => Bool,
+            S::U8 => U8,
+            S::I8 => I8,
+            S::U16 => U16,
+            S::I16 => I16,
+            S::F16 => F16,
+            S::BF16 => BF16,
+            S::U32 => U32,
+            S::I32 => I32,
+            S::F32 => F32,
+            S::U64 => U64,
+            S::I64 => I64,
+            S::F64 => F64,
+            S::F8_E4M3 => F8E4M3,
+            S::F8_E5M2 => F8E5M2,
+            _ => return None,
+        })
+    }
+
     /// libtorch's name for the type, where `tch` has it.
     pub fn kind(self) -> Option<tch::Kind> {
         Some(match self {

@@ -128,6 +128,16 @@ impl TorchFile {
         self.layout.big_endian
     }
 
+    /// The mapped file, to be kept where its tensors are looked at later.
+    pub(crate) fn into_map(self) -> Mmap {
+        self.map
+    }
+
+    /// The file's bytes.
+    pub(crate) fn file(&self) -> &[u8] {
+        &self.map
+    }
+
     /// Size of the file in bytes.
     pub fn size(&self) -> usize {
         self.map.len()

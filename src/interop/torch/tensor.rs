@@ -64,6 +64,19 @@ impl<'a> Tensor<'a> {
         Ok(Tensor { dtype, shape: extents, strides: steps, offset, storage, big_endian, parameter: false })
     }
 
+    /// A plain tensor that fills `bytes`, least significant byte first.
+    ///
+    /// # Errors
+    /// If `bytes` is too short for it.
+    pub fn plain(dtype: Dtype, shape: &[usize], bytes: &'a [u8]) -> Result<Self, String> {
+        let shape: Vec<i64> = shape.iter().map(|&extent| i64::try_from(extent).unwrap_or(i64::MAX)).collect();
+        let mut strides = vec![1i64; shape.len()];
+        for axis in (1..shape.len()).rev() {
+            strides[axis - 1] = strides[axis].saturating_mul(shape[axis].max(1));
+        }
+        Tensor::new(dtype, (&shape, &strides, 0), bytes, false, bytes.len())
+    }
+
     /// Type of the numbers.
     pub fn dtype(&self) -> Dtype {
         self.dtype
