@@ -1,4 +1,4 @@
-//! A pickle reader that runs nothing.
+//! Python's pickles: a reader that runs nothing, and a [writer](Tree).
 //!
 //! A pickle is a program for a small stack machine; Python's own reader lets that program import and call
 //! whatever it names. [`Pickle::read`] runs the same machine, protocols 0 to 5, but every import becomes a name
@@ -18,11 +18,13 @@ pub mod numpy;
 mod opcode;
 mod text;
 mod value;
+mod write;
 
 #[cfg(test)]
 mod tests;
 
 pub use value::{Global, Id, Object, Pickle, Value};
+pub use write::Tree;
 
 /// Why a pickle cannot be read, and where.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
