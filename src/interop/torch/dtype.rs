@@ -82,6 +82,11 @@ impl Dtype {
         }
     }
 
+    /// The storage class in Python, `torch.` left out; the youngest types have none.
+    pub(super) fn storage_class(self) -> Option<&'static str> {
+        Some(self.row().2).filter(|class| !class.is_empty())
+    }
+
     /// The type that safetensors means by `dtype`.
     pub fn of_safetensors(dtype: safetensors::Dtype) -> Option<Self> {
         use safetensors::Dtype as S;
@@ -99,6 +104,7 @@ impl Dtype {
             S::U64 => U64,
             S::I64 => I64,
             S::F64 => F64,
+            S::C64 => Complex64,
             S::F8_E4M3 => F8E4M3,
             S::F8_E5M2 => F8E5M2,
             _ => return None,

@@ -1,10 +1,12 @@
-//! Files that `torch.save` wrote, read without Python and without running anything.
+//! Files that `torch.save` wrote, read without Python and without running anything; and files for `torch.load`.
 //!
 //! Three containers hold the same thing, a pickle that refers to raw storages: the zip archive (PyTorch 1.6
 //! and later), the legacy stream before it, and the tar archive of the first releases. A file is
 //! mapped, not read: [`TorchFile::open`] looks at the pickle and at where storages lie, and a tensor's bytes are
 //! touched when they are asked for. Device tags are ignored; what is no plain tensor (TorchScript, quantised, sharded)
 //! is refused by name.
+//!
+//! [`Archive`] writes the first of the three, from borrowed tensors.
 
 mod dtype;
 mod legacy;
@@ -13,6 +15,7 @@ mod tar;
 mod tensor;
 #[cfg(test)]
 mod tests;
+mod write;
 mod zip;
 
 use std::collections::HashMap;
@@ -25,6 +28,7 @@ use memmap2::Mmap;
 pub use self::dtype::Dtype;
 pub use self::rebuild::Checkpoint;
 pub use self::tensor::Tensor;
+pub use self::write::Archive;
 use crate::error::{Error, Result};
 use crate::pickle::Pickle;
 
