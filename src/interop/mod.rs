@@ -3,6 +3,7 @@
 pub mod contents;
 pub mod import;
 pub mod inspect;
+pub mod published;
 pub mod recognise;
 pub mod source;
 pub mod torch;
