@@ -7,13 +7,16 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use common::{fails, metrics, succeeds};
+use lemniscate::bank::{Negatives, Noise};
 use lemniscate::checkpoint::format::Checkpoint;
 use lemniscate::interop::import::{Accept, ImportOptions, Imported, import};
+use lemniscate::interop::inspect::{Node, inspect};
 use lemniscate::interop::recognise::{Hints, recognise};
 use lemniscate::interop::torch::TorchFile;
 use lemniscate::model::{Encoder, Head, Layer, Mode, to_vec_f32};
-use lemniscate::objective::NormalizerMode;
-use lemniscate::train::state::{Saved, load, load_encoder};
+use lemniscate::objective::{LossAndGradient, NormalizerMode, nce};
+use lemniscate::optim::lr;
+use lemniscate::train::state::{Saved, TrainState, load, load_encoder};
 use tch::{Device, Tensor};
 
 fn fixture(name: &str) -> PathBuf {
@@ -107,7 +110,7 @@ fn the_published_imagenet_checkpoint_becomes_a_whole_state() {
 fn the_published_cifar_checkpoint_has_its_own_counting() {
     let (imported, saved) = imported("cifar.t7", &ImportOptions::default());
     assert_eq!((saved.config.temperature, saved.config.n_negatives), (0.1, 0));
-    // It stores the index of the last epoch, and an accuracy in per cent.
+    // It stores the index of the last epoch, not their number.
     assert_eq!((saved.progress.epoch, saved.progress.best), (10, Some(71.5)));
     assert!(imported.report.notes.iter().any(|note| note.contains("no momentum")), "{}", imported.report);
 }
@@ -282,4 +285,193 @@ fn inspection_shows_the_tree_and_what_an_import_would_make_of_it() {
     assert_eq!(json["content"]["kind"], "tree");
     let said = fails(folder.path(), 1, ["inspect", fixture("script.pt").to_str().unwrap()]);
     assert!(said.contains("TorchScript"), "{said}");
+}
+
+#[test]
+fn an_imported_run_goes_on_as_in_pytorch() {
+    let expected = expected();
+    let given = |name: &str| &expected[&format!("continued.{name}")];
+    let (imported, saved) = imported("imagenet.pth.tar", &ImportOptions::default());
+    let config = &saved.config;
+    let TrainState { mut encoder, mut sgd, mut bank, normalizer, .. } =
+        load(&imported.checkpoint, &saved, config, Device::Cpu).unwrap();
+    let rate = lr(config.lr, &config.lr_schedule(), 0.0, 200.0, saved.progress.epoch as f64);
+    let integers = |name: String| Vec::<i64>::try_from(given(&name).flatten(0, -1)).unwrap();
+    let rows = |name: String| integers(name).into_iter().map(|i| i as u32).collect::<Vec<_>>();
+    for (step, expected) in to_vec_f32(given("losses")).into_iter().enumerate() {
+        let indices = rows(format!("indices.{step}"));
+        let negatives = rows(format!("negatives.{step}"));
+        let embedded = encoder.forward(given(&format!("pixels.{step}")), Mode::Train);
+        let features = to_vec_f32(&embedded);
+        let noise = Noise::Uniform { n: bank.len() as u32 };
+        let LossAndGradient { loss, gradient, .. } = nce::loss(
+            &features,
+            &bank,
+            &indices,
+            &Negatives::Given(&negatives),
+            config.temperature,
+            normalizer.ln_z.unwrap(),
+            &noise,
+        );
+        let difference = (loss - f64::from(expected)).abs() / f64::from(expected);
+        assert!(difference < 1e-5, "step {step}: loss {loss}, PyTorch {expected}");
+        let gradients = encoder.backward(&embedded, &Tensor::from_slice(&gradient).view_as(&embedded));
+        bank.update(&features, &indices, config.bank_momentum);
+        sgd.step(encoder.parameters_mut(), gradients, rate);
+    }
+    let memory = Tensor::from_slice(bank.rows()).view_as(given("memory"));
+    let difference = largest_difference(&memory, given("memory"));
+    assert!(difference < 1e-5, "the bank differs by {difference}");
+    let difference = largest_difference(encoder.parameters().get("fc.weight").unwrap(), given("fc"));
+    assert!(difference < 1e-5, "the head differs by {difference}");
+}
+
+/// Every tensor and plain value of a PyTorch file by its path in the tree.
+fn leaves(file: &Path) -> BTreeMap<String, String> {
+    fn walk(node: &Node, path: String, leaves: &mut BTreeMap<String, String>) {
+        match node {
+            Node::Tree { entries, .. } => {
+                entries.iter().for_each(|(key, node)| walk(node, format!("{path}/{key}"), leaves));
+            }
+            Node::Tensor { dtype, shape, .. } => {
+                leaves.insert(path, format!("{dtype} {shape:?}"));
+            }
+            Node::Value { text } => {
+                leaves.insert(path, text.clone());
+            }
+        }
+    }
+    let mut found = BTreeMap::new();
+    walk(&inspect(file, Hints::default()).unwrap().content, String::new(), &mut found);
+    found
+}
+
+#[test]
+fn the_published_layout_comes_back_as_it_was() {
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["imagenet.pth.tar", "cifar.t7"] {
+        let original = fixture(name);
+        let arguments =
+            ["export", original.to_str().unwrap(), "--to", "pth", "--layout", "published", "--out", name];
+        succeeds(folder.path(), arguments);
+        let written = folder.path().join(name);
+        // Numbers bit for bit.
+        let (a, b) = (TorchFile::open(&original).unwrap(), TorchFile::open(&written).unwrap());
+        let (a, b) = (a.read().unwrap(), b.read().unwrap());
+        let mut compared = 0;
+        for key in ["state_dict", "net", "lemniscate"] {
+            let Some(id) = a.pickle().entry(a.root(), key) else { continue };
+            let theirs: BTreeMap<_, _> =
+                b.named_tensors(b.pickle().entry(b.root(), key).unwrap()).unwrap().into_iter().collect();
+            for (name, tensor) in a.named_tensors(id).unwrap() {
+                assert!(tensor.bytes() == theirs[&name].bytes(), "{key}: {name}");
+                compared += 1;
+            }
+        }
+        assert_eq!(compared, if name == "cifar.t7" { 124 } else { 104 });
+        // And everything else that the program looks at: counters, rates, accuracy, momentum. What newer versions of
+        // PyTorch add to modules and optimisers is not written.
+        let (a, b) = (leaves(&original), leaves(&written));
+        for path in ["/epoch", "/arch", "/best_prec1", "/acc", "/lemniscate/nLem", "/lemniscate/K"] {
+            assert_eq!(a.get(path), b.get(path), "{path}");
+        }
+        let of_optimizer = |path: &&String| path.starts_with("/optimizer");
+        for path in b.keys().filter(of_optimizer) {
+            assert_eq!(a[path], b[path], "{path}");
+        }
+        assert_eq!(b.keys().filter(of_optimizer).count(), if name == "cifar.t7" { 0 } else { 62 + 6 });
+    }
+}
+
+#[test]
+fn exports_hold_what_the_checkpoint_holds() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let file = fixture("cifar.t7");
+    let file = file.to_str().unwrap();
+    let export = |more: &[&str]| {
+        let arguments: Vec<&str> = ["export", file].iter().chain(more).copied().collect();
+        succeeds(folder, arguments)
+    };
+    export(&["--to", "safetensors", "--out", "all.safetensors"]);
+    export(&["--to", "safetensors", "--head", "none", "--out", "trunk.safetensors"]);
+    export(&["--to", "pth", "--out", "all.pth"]);
+    let bank = ["--what", "bank", "--out", "bank.safetensors"];
+    export(&[&["--to", "safetensors"], &bank[..]].concat());
+    export(&["--to", "npy", "--out", "bank.npy"]);
+    export(&["synthetic:20x32", "--to", "csv", "--out", "bank.csv"]);
+
+    // torchvision's names, and back to the same network with the stem of the CIFAR family.
+    let (original, saved) = imported("cifar.t7", &ImportOptions::default());
+    for name in ["all.safetensors", "all.pth"] {
+        let again = import(&folder.join(name), &ImportOptions::default()).unwrap();
+        assert_eq!(again.report.network.config, saved.config.encoder(), "{name}");
+        assert!(again.report.network.renamed > 0);
+        for tensor in again.checkpoint.tensors().filter(|tensor| tensor.name.starts_with("encoder.")) {
+            assert!(original.checkpoint.tensor(&tensor.name).unwrap() == tensor, "{}", tensor.name);
+        }
+    }
+    let trunk: Vec<(String, Tensor)> = Tensor::read_safetensors(folder.join("trunk.safetensors")).unwrap();
+    assert_eq!(trunk.len(), 120);
+    assert!(trunk.iter().any(|(name, _)| name == "layer2.0.downsample.1.running_mean"));
+    assert!(trunk.iter().all(|(name, _)| !name.starts_with("fc.")));
+
+    let memory = original.checkpoint.tensor("bank.memory").unwrap();
+    let bytes = std::fs::read(folder.join("bank.npy")).unwrap();
+    assert!(bytes.ends_with(&memory.bytes));
+    let memory = memory.to_f32().unwrap();
+    let stored = Tensor::read_safetensors(folder.join("bank.safetensors")).unwrap();
+    assert_eq!((stored.len(), &*stored[0].0, to_vec_f32(&stored[0].1)), (1, "memory", memory.clone()));
+    let table = std::fs::read_to_string(folder.join("bank.csv")).unwrap();
+    let lines: Vec<&str> = table.lines().collect();
+    assert_eq!((lines.len(), lines[0]), (21, "row,name,label,e0,e1,e2,e3,e4,e5"));
+    for (line, row) in lines[1..].iter().zip(memory.chunks(6)) {
+        let fields: Vec<&str> = line.split(',').collect();
+        assert!(fields[1].starts_with("train/") && !fields[2].is_empty(), "{line}");
+        let values: Vec<f32> = fields[3..].iter().map(|field| field.parse().unwrap()).collect();
+        assert_eq!(values, row);
+    }
+
+    for (arguments, code, named) in [
+        (&["--to", "npy", "--out", "bank.npy"][..], 2, "bank.npy exists"),
+        (&["--to", "onnx", "--what", "bank", "--out", "x"], 2, "--what bank"),
+        (&["--to", "npy", "--what", "encoder", "--out", "x"], 2, "write the bank"),
+        (&["--to", "safetensors", "--layout", "published", "--out", "x"], 2, "--to pth"),
+        (&["synthetic:21x32", "--to", "csv", "--out", "x"], 1, "20 images"),
+        (&["--to", "csv", "--out", "x"], 2, "which images"),
+    ] {
+        let said = fails(folder, code, ["export", file].iter().chain(arguments));
+        assert!(said.contains(named), "{said}");
+        assert!(!folder.join("x").exists());
+    }
+}
+
+#[test]
+fn damaged_checkpoints_cost_an_error_at_most() {
+    use rand::RngExt;
+    let mut random = lemniscate::rng::stream(5, lemniscate::rng::Purpose::Test, 0, 0);
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let mut taken = 0;
+    for name in ["imagenet.pth.tar", "moco.pth", "trunk.safetensors"] {
+        let bytes = std::fs::read(fixture(name)).unwrap();
+        // Numbers are most of a file; what describes them is at its ends.
+        let ends = 6_000.min(bytes.len() / 2);
+        for _ in 0..250 {
+            let mut bad = bytes.clone();
+            for _ in 0..random.random_range(1..4) {
+                let at = random.random_range(0..ends);
+                let at = if random.random() { at } else { bytes.len() - 1 - at };
+                bad[at] = match random.random_range(0..3) {
+                    0 => random.random_range(0..=255),
+                    1 => 0xff,
+                    _ => bad[at] ^ 1 << random.random_range(0..8),
+                };
+            }
+            std::fs::write(file.path(), bad).unwrap();
+            let _ = inspect(file.path(), Hints::default()).map(|found| found.tree());
+            taken += usize::from(import(file.path(), &options(Accept::Part, None)).is_ok());
+        }
+    }
+    // Damage to a number leaves a checkpoint, damage to its description none.
+    assert!((1..750).contains(&taken), "{taken} of 750");
 }

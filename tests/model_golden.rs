@@ -92,7 +92,7 @@ impl Worst {
 }
 
 fn config(arch: Arch, family: Family, width: i64) -> EncoderConfig {
-    EncoderConfig { arch, family, embed_dim: 8, width }
+    EncoderConfig { embed_dim: 8, width, ..EncoderConfig::new(arch, family) }
 }
 
 /// Loads the state, and compares one pass in training, its gradients and buffers, and one in evaluation.

@@ -4,13 +4,13 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use super::inputs::bar;
+use super::inputs::{bar, open_run_data};
 use super::say;
 use super::settings::Settings;
 use crate::bank::MemoryBank;
 use crate::config::name_of;
 use crate::data::dataset::{Dataset, Splits};
-use crate::data::detect::{self, DataFormat, OpenOptions};
+use crate::data::detect::DataFormat;
 use crate::error::{Error, Result};
 use crate::eval::features::{Input, embed_all};
 use crate::eval::knn::{GridCell, Neighbors};
@@ -163,7 +163,8 @@ pub fn evaluate(request: &Request) -> Result<()> {
     }
     let config = &found.saved.config;
     let device = request.device.resolve()?;
-    let splits = open_data(request, &found)?;
+    let splits =
+        open_run_data(&found, request.data.as_deref(), request.data_format, request.test_data.clone())?;
     let encoder = load_encoder(&found.checkpoint, config, device)?;
     let input = Input::new(config.family, config.image_size, request.workers.unwrap_or(config.workers));
     let temperatures =
@@ -207,30 +208,6 @@ pub fn evaluate(request: &Request) -> Result<()> {
         }
         (None, _, _) => Ok(()),
     }
-}
-
-/// The data to test on, with the checkpoint's quarantine where it is the data of the run.
-fn open_data(request: &Request, found: &Found) -> Result<Splits> {
-    let config = &found.saved.config;
-    let own = request.data.is_none();
-    let path = request.data.as_deref().unwrap_or(&config.data);
-    if path.as_os_str().is_empty() {
-        return Err(Error::Usage {
-            message: format!("{} does not say which images it was trained on", found.path().display()),
-            hint: Some("lemniscate eval FILE DATA".into()),
-        });
-    }
-    let options = OpenOptions {
-        seed: config.seed,
-        test_path: request.test_data.clone().or(if own { config.test_data.clone() } else { None }),
-        ..OpenOptions::default()
-    };
-    let format = request.data_format.or(own.then_some(config.data_format));
-    let splits = detect::open(path, format, &options)?;
-    if own || found.saved.data.is_of(&start::identify(&splits)?) {
-        return start::quarantine_again(splits, &found.saved.data);
-    }
-    Ok(splits)
 }
 
 /// The rows that queries are compared with.

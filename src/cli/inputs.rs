@@ -5,10 +5,11 @@ use std::path::{Path, PathBuf};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::config::Preset;
-use crate::data::dataset::Dataset;
-use crate::data::detect::DataFormat;
+use crate::data::dataset::{Dataset, Splits};
+use crate::data::detect::{self, DataFormat, OpenOptions};
 use crate::data::scan::{ScanReport, scan};
 use crate::error::{Error, Result};
+use crate::train::start::{self, Found};
 
 /// A progress bar on a terminal, nothing elsewhere; it draws on standard error, so output can be piped.
 pub fn bar(total: usize, what: &'static str) -> ProgressBar {
@@ -52,6 +53,37 @@ pub fn stored_path(data: &Path, format: DataFormat) -> Result<PathBuf> {
 /// If the current folder cannot be told.
 pub fn absolute(path: &Path) -> Result<PathBuf> {
     std::path::absolute(path).map_err(|e| Error::io(path, "make absolute", e))
+}
+
+/// The images to use a checkpoint with: `data`, or else those of its run; with its quarantine where they are the same.
+///
+/// # Errors
+/// If they cannot be opened, or neither the checkpoint nor the command says which they are.
+pub fn open_run_data(
+    found: &Found,
+    data: Option<&Path>,
+    format: Option<DataFormat>,
+    test_data: Option<PathBuf>,
+) -> Result<Splits> {
+    let config = &found.saved.config;
+    let own = data.is_none();
+    let path = data.unwrap_or(&config.data);
+    if path.as_os_str().is_empty() {
+        return Err(Error::Usage {
+            message: format!("{} does not say which images it was trained on", found.path().display()),
+            hint: Some("name them after the checkpoint".into()),
+        });
+    }
+    let options = OpenOptions {
+        seed: config.seed,
+        test_path: test_data.or(if own { config.test_data.clone() } else { None }),
+        ..OpenOptions::default()
+    };
+    let splits = detect::open(path, format.or(own.then_some(config.data_format)), &options)?;
+    if own || found.saved.data.is_of(&start::identify(&splits)?) {
+        return start::quarantine_again(splits, &found.saved.data);
+    }
+    Ok(splits)
 }
 
 /// Number of images looked at to choose a preset.

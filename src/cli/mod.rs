@@ -9,6 +9,7 @@ use crate::error::Result;
 
 mod data;
 mod eval;
+mod export;
 mod import;
 mod inputs;
 mod inspect;
@@ -36,6 +37,8 @@ enum Command {
     Inspect(inspect::Arguments),
     /// Make a checkpoint of a PyTorch or safetensors file
     Import(import::Arguments),
+    /// Write a checkpoint as safetensors, .pth, ONNX, or its bank as a table
+    Export(export::Arguments),
 }
 
 /// Runs the program and gives its exit code: 0 success, 1 failure, 2 usage, 130 interrupted.
@@ -46,6 +49,7 @@ pub fn main() -> ExitCode {
         Command::Data(arguments) => data::run(arguments),
         Command::Inspect(arguments) => inspect::run(arguments),
         Command::Import(arguments) => import::run(arguments),
+        Command::Export(arguments) => export::run(arguments),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -24,15 +24,23 @@ pub struct Input {
 impl Input {
     /// The preprocessing of `family` at `image_size` pixels, decoded by `workers` threads.
     pub fn new(family: Family, image_size: u32, workers: usize) -> Self {
-        let (transform, normalization) = match family {
-            Family::Cifar => (TestTransform::cifar(image_size), Normalization::cifar()),
-            Family::ImageNet => (TestTransform::imagenet(image_size), Normalization::imagenet()),
+        let transform = match family {
+            Family::Cifar => TestTransform::cifar(image_size),
+            Family::ImageNet => TestTransform::imagenet(image_size),
         };
         Self {
             transform,
-            normalization: Arc::new(normalization.table()),
+            normalization: Arc::new(normalization(family).table()),
             loader: LoaderOptions { workers, ..LoaderOptions::default() },
         }
+    }
+}
+
+/// The constants by which pixels become the input of an encoder of `family`.
+pub fn normalization(family: Family) -> Normalization {
+    match family {
+        Family::Cifar => Normalization::cifar(),
+        Family::ImageNet => Normalization::imagenet(),
     }
 }
 

@@ -1,8 +1,11 @@
 //! PyTorch files in, standard files out.
 
 pub mod contents;
+pub mod export;
 pub mod import;
 pub mod inspect;
+pub mod npy;
+pub mod onnx;
 pub mod published;
 pub mod recognise;
 pub mod source;
@@ -19,7 +22,7 @@ use crate::train::start::{self, Found};
 /// Opens whatever holds an encoder: a run folder, a checkpoint, or another program's file, imported on the way.
 ///
 /// # Errors
-/// Those of [`start::find`] and of [`import`].
+/// Those of [`start::find`] and of [`import()`].
 pub fn find(path: &Path) -> Result<Found> {
     if is_foreign(path)? { find_foreign(path, Accept::Complete) } else { start::find(path) }
 }
@@ -35,7 +38,7 @@ pub fn find_trunk(path: &Path) -> Result<Found> {
 /// Opens `path` to go on with: also locks the run folder, where the checkpoint lies in one.
 ///
 /// # Errors
-/// Those of [`start::find_to_resume`] and of [`import`], and if the file has no memory bank to go on with.
+/// Those of [`start::find_to_resume`] and of [`import()`], and if the file has no memory bank to go on with.
 pub fn find_to_resume(path: &Path) -> Result<(Found, Option<RunFolder>)> {
     let (found, folder) = match is_foreign(path)? {
         true => (find_foreign(path, Accept::Complete)?, None),

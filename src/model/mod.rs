@@ -21,3 +21,4 @@ pub use device::DeviceChoice;
 pub use encoder::{Encoder, Layer, Mode};
 pub use parameters::{Entry, Gradients, Parameters, Role};
 pub use precision::{Precision, PrecisionChoice};
+pub(crate) use resnet::NORM_EPSILON;

@@ -11,7 +11,7 @@ use super::precision::Precision;
 
 /// PyTorch's BatchNorm: weight of the newest batch in the running statistics, and the variance's guard.
 const NORM_MOMENTUM: f64 = 0.1;
-const NORM_EPSILON: f64 = 1e-5;
+pub(crate) const NORM_EPSILON: f64 = 1e-5;
 
 /// How a forward pass is run.
 #[derive(Clone, Copy)]

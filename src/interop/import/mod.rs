@@ -1,24 +1,25 @@
 //! Other programs' checkpoints as our own: weights under our names, bank, Z, momentum and counters where the file has
 //! them, and settings that say which of them the file stated.
 
-use std::fmt;
+mod report;
+mod settings;
+
+use std::borrow::Cow;
 use std::path::Path;
 
 use safetensors::Dtype;
-use serde::Serialize;
 
+use self::report::{describe, list};
 use super::contents::{Bank, Contents, Optimizer};
 use super::recognise::{Hints, Match, Shapes, recognise};
 use super::source::{Source, as_f32};
 use super::torch::Tensor;
 use crate::checkpoint::format::{Checkpoint, CheckpointView, Place, Places};
-use crate::checkpoint::state::Progress;
-use crate::config::{Monitor, ObjectiveKind, Preset, TrainConfig};
-use crate::data::detect::DataFormat;
 use crate::error::{Error, Result};
-use crate::model::{Encoder, Family, Head, PrecisionChoice, Role};
-use crate::optim::lr;
-use crate::train::state::{BANK, DataIdentity, ENCODER, MOMENTUM, Origin, Saved};
+use crate::model::{Encoder, Head, Role};
+use crate::train::state::{BANK, ENCODER, MOMENTUM};
+
+pub use self::report::ImportReport;
 
 /// How much of a network must be there.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -47,29 +48,6 @@ pub struct Imported {
     pub checkpoint: Checkpoint,
     /// What was found.
     pub report: ImportReport,
-}
-
-/// What an import found, for a person or as JSON.
-#[derive(Clone, Debug, Serialize)]
-pub struct ImportReport {
-    /// The file's name.
-    pub file: String,
-    /// What kind of file it is, and how its parts lie in it.
-    pub format: String,
-    /// The network, and which tensors make it.
-    pub network: Match,
-    /// Tensors under that network's part of the file.
-    pub n_tensors: usize,
-    /// Rows and width of the memory bank.
-    pub bank: Option<[usize; 2]>,
-    /// Momentum buffers taken.
-    pub momentum: usize,
-    /// Epochs finished.
-    pub epoch: Option<u64>,
-    /// Best accuracy so far, per cent.
-    pub best: Option<f64>,
-    /// What a person should know beside.
-    pub notes: Vec<String>,
 }
 
 /// Imports the file at `path`.
@@ -236,11 +214,11 @@ impl Draft<'_> {
             }
         }
         Ok(match bytes {
-            std::borrow::Cow::Borrowed(bytes) => match self.source.range_of(bytes) {
+            Cow::Borrowed(bytes) => match self.source.range_of(bytes) {
                 Some(range) => Place::File(range),
                 None => Place::Memory(bytes.to_vec()),
             },
-            std::borrow::Cow::Owned(bytes) => Place::Memory(bytes),
+            Cow::Owned(bytes) => Place::Memory(bytes),
         })
     }
 
@@ -309,181 +287,5 @@ impl Draft<'_> {
             taken += 1;
         }
         Ok(taken)
-    }
-
-    /// The settings of a run that this file could have come from: those it states, and the published ones.
-    fn settings(
-        &mut self,
-        network: &Match,
-        contents: &Contents<'_>,
-        bank: Option<[usize; 2]>,
-    ) -> Result<Saved> {
-        let preset = match network.config.family {
-            Family::Cifar => Preset::Cifar,
-            Family::ImageNet => Preset::Imagenet,
-        };
-        let mut config = TrainConfig::preset(preset, Path::new(""), DataFormat::Folder);
-        config.arch = network.config.arch;
-        config.width = network.config.width as usize;
-        config.embed_dim = network.config.embed_dim as usize;
-        config.head = network.config.head;
-        // The published monitor, which a stated best accuracy belongs to; and no rounding that the file did not know.
-        config.monitor = Monitor::Nn;
-        config.precision = PrecisionChoice::Fp32;
-        let mut stated: Vec<&str> = vec!["arch", "family", "width", "embed-dim", "head"];
-        let mut ln_z = None;
-        if let (Some(bank), Some(_)) = (&contents.bank, bank) {
-            let trained = contents.epoch.is_some_and(|epoch| epoch > 0);
-            match bank.params[..] {
-                [temperature, m] => {
-                    (config.objective, config.n_negatives) = (ObjectiveKind::Softmax, 0);
-                    (config.temperature, config.bank_momentum) = (clean(temperature), clean(m) as f32);
-                }
-                [k, temperature, z, m] => {
-                    let softmax = bank.softmax || (z <= 0.0 && trained);
-                    config.objective =
-                        if softmax { ObjectiveKind::SampledSoftmax } else { ObjectiveKind::Nce };
-                    config.n_negatives = k.max(0.0) as usize;
-                    (config.temperature, config.bank_momentum) = (clean(temperature), clean(m) as f32);
-                    ln_z = (z > 0.0 && !softmax).then(|| z.ln());
-                }
-                _ => {
-                    let found = format!("{:?}", bank.params);
-                    return Err(self.refuse("the bank's parameters [K, T, Z, m] or [T, m]", found));
-                }
-            }
-            stated.extend(["objective", "n-negatives", "temperature", "bank-momentum"]);
-        }
-        let epoch = contents.epoch.unwrap_or(0);
-        config.epochs = config.epochs.max(epoch);
-        if let Some(optimizer) = &contents.optimizer {
-            let last_epoch = epoch.saturating_sub(1) as f64;
-            // The file keeps the rate of its last epoch; a run keeps that of its first.
-            let factor = lr(1.0, &config.lr_schedule(), 0.0, config.epochs as f64, last_epoch);
-            let base = optimizer.initial_lr.or(optimizer.lr.map(|lr| clean(lr / factor)));
-            for (key, slot, value) in [
-                ("lr", &mut config.lr, base),
-                ("momentum", &mut config.momentum, optimizer.momentum_factor),
-                ("weight-decay", &mut config.weight_decay, optimizer.weight_decay),
-            ] {
-                if let Some(value) = value {
-                    *slot = value;
-                    stated.push(key);
-                }
-            }
-        }
-        config.validate().map_err(|error| self.refuse("settings that a run can have", error.to_string()))?;
-        let images = bank.map_or(0, |[n, _]| n);
-        let progress = Progress {
-            epoch,
-            step: epoch * images.div_ceil(config.batch_size) as u64,
-            images_seen: epoch * images as u64,
-            ln_z,
-            best: contents.best,
-            best_epoch: contents.best.map(|_| epoch.saturating_sub(1)),
-            ..Progress::default()
-        };
-        let file = self.source.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let data = DataIdentity {
-            images,
-            fingerprint: None,
-            quarantined: Vec::new(),
-            test_quarantined: Vec::new(),
-            classes: Vec::new(),
-        };
-        let origin = Origin {
-            file,
-            format: self.source.describe(),
-            stated: stated.into_iter().map(str::to_owned).collect(),
-        };
-        Ok(Saved { config, progress, data, origin: Some(origin) })
-    }
-}
-
-/// A number that a person typed and a program kept in 32 bits, or multiplied by a power of ten, as it was typed.
-fn clean(value: f64) -> f64 {
-    format!("{value:.6e}").parse().unwrap_or(value)
-}
-
-fn describe(network: &Match) -> String {
-    let c = &network.config;
-    let head = match c.head {
-        Head::Linear => format!("{}-d", c.embed_dim),
-        Head::None => "no head".into(),
-    };
-    format!("{} ({} stem, width {}, {head})", c.arch, c.family, c.width)
-}
-
-/// At most this many names are listed.
-const LISTED: usize = 12;
-
-fn list(what: &str, names: &[String]) -> Option<String> {
-    if names.is_empty() {
-        return None;
-    }
-    let shown: Vec<_> = names.iter().take(LISTED).map(|name| format!("\n    {name}")).collect();
-    let more = names.len().saturating_sub(LISTED);
-    let more = if more > 0 { format!("\n    ... and {more} more") } else { String::new() };
-    Some(format!("  {what} ({}):{}{more}", names.len(), shown.concat()))
-}
-
-impl ImportReport {
-    /// All of it in one line.
-    pub fn summary(&self) -> String {
-        let bank = self.bank.map(|[n, d]| format!(", memory bank {n} × {d}")).unwrap_or_default();
-        let epoch = self.epoch.map(|epoch| format!(", {epoch} epochs")).unwrap_or_default();
-        format!("{}: {}{bank}{epoch}", self.format, describe(&self.network))
-    }
-}
-
-impl fmt::Display for ImportReport {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let network = &self.network;
-        writeln!(f, "{}", self.file)?;
-        writeln!(f, "  {}", self.format)?;
-        writeln!(f, "network: {}", describe(network))?;
-        let total = network.matched.len() + network.missing.len() + network.mismatched.len();
-        write!(f, "  {} of {total} tensors matched", network.matched.len())?;
-        if !network.prefix.is_empty() {
-            write!(f, ", under `{}`", network.prefix)?;
-        }
-        if network.renamed > 0 {
-            write!(f, ", {} renamed", network.renamed)?;
-        }
-        if !network.missing_counters.is_empty() {
-            write!(f, ", {} counters of BatchNorm not in the file", network.missing_counters.len())?;
-        }
-        writeln!(f)?;
-        for (what, names) in [
-            ("missing", &network.missing),
-            ("of another shape", &network.mismatched),
-            ("left over under the prefix", &network.left_over),
-            ("the head, not taken", &network.head_left),
-            ("elsewhere in the file", &network.outside),
-        ] {
-            if let Some(list) = list(what, names) {
-                writeln!(f, "{list}")?;
-            }
-        }
-        if !network.other_prefixes.is_empty() {
-            writeln!(f, "  also under: {} (choose with --prefix)", network.other_prefixes.join(", "))?;
-        }
-        match self.bank {
-            Some([n, d]) => writeln!(f, "memory bank: {n} × {d}")?,
-            None => writeln!(f, "memory bank: none, so it can be tested and started from, but not resumed")?,
-        }
-        if self.momentum > 0 {
-            writeln!(f, "momentum: {} buffers", self.momentum)?;
-        }
-        if let Some(epoch) = self.epoch {
-            writeln!(f, "epochs finished: {epoch}")?;
-        }
-        if let Some(best) = self.best {
-            writeln!(f, "best accuracy: {best:.2} %")?;
-        }
-        for note in &self.notes {
-            writeln!(f, "note: {note}")?;
-        }
-        Ok(())
     }
 }
