@@ -1,0 +1,12 @@
+//! The legacy stream and the older tar archive.
+#![no_main]
+
+mod file;
+
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|data: &[u8]| {
+    if !data.starts_with(b"PK") {
+        file::read(data);
+    }
+});
