@@ -112,7 +112,7 @@ impl Builder<'_> {
         let factors = gamma
             .iter()
             .zip(&variance)
-            .map(|(&gamma, &variance)| f64::from(gamma) / (f64::from(variance) + 0.0 * NORM_EPSILON).sqrt());
+            .map(|(&gamma, &variance)| f64::from(gamma) / (f64::from(variance) + NORM_EPSILON).sqrt());
         let mut rest = Vec::with_capacity(beta.len());
         let channels = kernel.chunks_exact_mut(shape[1..].iter().product::<i64>() as usize);
         for (((factor, channel), &beta), &mean) in factors.zip(channels).zip(&beta).zip(&mean) {
