@@ -4,6 +4,8 @@
 
 Each folder has images.npy, embedding.npy and pooled.npy. Prints the largest difference of each output, absolute for
 embedding and in units of the largest value, if that is above 1, for pooled; fails if one is above 1e-5.
+
+Passes with onnx 1.23.2 and onnxruntime 1.32.0, and with 1.14.1 and 1.15.1 of 2023.
 """
 
 import pathlib
@@ -26,6 +28,7 @@ def main(path, folders):
     assert [value.name for value in session.get_outputs()] == ["embedding", "pooled"]
     metadata = session.get_modelmeta().custom_metadata_map
     assert metadata["architecture"] == model.graph.name and metadata["input"], metadata
+    print(f"  onnx {onnx.__version__}, onnxruntime {onnxruntime.__version__}")
     failed = False
     for folder in map(pathlib.Path, folders):
         images, embedding, pooled = (numpy.load(folder / f"{name}.npy") for name in ("images", "embedding", "pooled"))
