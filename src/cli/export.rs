@@ -22,6 +22,8 @@ pub enum Format {
     Npy,
     /// A table: the bank with file names and labels
     Csv,
+    /// The same table as Parquet
+    Parquet,
 }
 
 /// Parts of a checkpoint.
@@ -52,13 +54,13 @@ pub struct Arguments {
     /// A checkpoint (ours, PyTorch's, safetensors), or a run folder (its newest checkpoint)
     #[arg(value_name = "CKPT|RUN")]
     checkpoint: PathBuf,
-    /// The images, for --to csv [default: those of the run]
+    /// The images, for --to csv and parquet [default: those of the run]
     #[arg(value_name = "DATA")]
     data: Option<PathBuf>,
     /// Format of the file
     #[arg(long, value_enum)]
     to: Format,
-    /// What to write [default: the encoder; the bank for npy and csv]
+    /// What to write [default: the encoder; the bank for npy, csv and parquet]
     #[arg(long, value_enum)]
     what: Option<Part>,
     /// Whether the head is written with the trunk
@@ -85,7 +87,7 @@ pub struct Arguments {
 pub fn run(arguments: Arguments) -> Result<()> {
     let Arguments { to, head, layout, normalize, out, .. } = &arguments;
     let part = match (to, arguments.what) {
-        (Format::Npy | Format::Csv, None) => Part::Bank,
+        (Format::Npy | Format::Csv | Format::Parquet, None) => Part::Bank,
         (_, what) => what.unwrap_or(Part::Encoder),
     };
     check(&arguments, part)?;
@@ -101,9 +103,9 @@ pub fn run(arguments: Arguments) -> Result<()> {
         (Format::Pth, _) => export.pth(out, *head)?,
         (Format::Onnx, _) => export.onnx(out, *normalize)?,
         (Format::Npy, _) => export.bank_npy(out)?,
-        (Format::Csv, _) => {
+        (Format::Csv | Format::Parquet, _) => {
             let splits = open_run_data(&found, arguments.data.as_deref(), arguments.data_format, None)?;
-            export.bank_csv(out, &splits.train)?;
+            export.bank_table(out, &splits.train, *to == Format::Parquet)?;
         }
     }
     say(format_args!("wrote {}", out.display()))
@@ -113,14 +115,15 @@ pub fn run(arguments: Arguments) -> Result<()> {
 fn check(arguments: &Arguments, part: Part) -> Result<()> {
     let Arguments { to, head, layout, normalize, out, force, .. } = arguments;
     let without = |broken: bool, message: &str| if broken { Err(Error::usage(message)) } else { Ok(()) };
-    let bank_only = matches!(to, Format::Npy | Format::Csv);
+    let bank_only = matches!(to, Format::Npy | Format::Csv | Format::Parquet);
+    let table = matches!(to, Format::Csv | Format::Parquet);
     without(
         bank_only && part == Part::Encoder,
-        "--to npy and --to csv write the bank; an encoder is no one table",
+        "--to npy, csv and parquet write the bank; an encoder is no one table",
     )?;
     without(
         matches!(to, Format::Pth | Format::Onnx) && part == Part::Bank,
-        "--what bank goes with --to safetensors, npy or csv; --to pth --layout published has it inside",
+        "--what bank goes with --to safetensors, npy, csv or parquet; --to pth --layout published has it inside",
     )?;
     without(*layout == Layout::Published && *to != Format::Pth, "--layout published goes with --to pth")?;
     without(*normalize && *to != Format::Onnx, "--normalize goes with --to onnx")?;
@@ -129,7 +132,7 @@ fn check(arguments: &Arguments, part: Part) -> Result<()> {
         headless && (*to == Format::Onnx || *layout == Layout::Published || part == Part::Bank),
         "--head none goes with --to safetensors or pth (an ONNX model gives the pooled features beside the embedding)",
     )?;
-    without(arguments.data.is_some() && *to != Format::Csv, "DATA is for --to csv, which names its files")?;
+    without(arguments.data.is_some() && !table, "DATA is for --to csv and parquet, which name the files")?;
     if out.exists() && !force {
         return Err(Error::Usage {
             message: format!("{} exists", out.display()),

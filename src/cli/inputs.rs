@@ -36,6 +36,23 @@ pub fn scan_with_progress(dataset: &Dataset, threads: usize) -> Result<ScanRepor
     report
 }
 
+/// `split` with its unreadable images quarantined, or the list of them as an error unless `quarantine` allows that.
+///
+/// # Errors
+/// [`Error::Unreadable`].
+pub fn without_unreadable(split: Dataset, quarantine: bool, threads: usize) -> Result<Dataset> {
+    // The other layouts hold pixels, which are checked when they are opened.
+    if !matches!(split.format(), DataFormat::Folder | DataFormat::Flat | DataFormat::List) {
+        return Ok(split);
+    }
+    let report = scan_with_progress(&split, threads)?;
+    match report.unreadable_error() {
+        None => Ok(split),
+        Some(error) if !quarantine => Err(error),
+        Some(_) => split.with_quarantine(&report.unreadable_indices()),
+    }
+}
+
 /// A data path as a configuration keeps it: absolute, so that the run can be repeated from any folder.
 ///
 /// # Errors

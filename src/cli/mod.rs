@@ -8,6 +8,7 @@ use clap::{Parser, Subcommand};
 use crate::error::Result;
 
 mod data;
+mod embed;
 mod eval;
 mod export;
 mod import;
@@ -31,6 +32,8 @@ enum Command {
     Train(Box<train::Arguments>),
     /// Test the features of a checkpoint with weighted kNN
     Eval(eval::Arguments),
+    /// Write the features of every image to a file
+    Embed(embed::Arguments),
     /// Say what a data set holds: classes, sizes, duplicates, unreadable files
     Data(data::Arguments),
     /// Say what a checkpoint holds, ours or PyTorch's
@@ -46,6 +49,7 @@ pub fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Train(arguments) => train::run(*arguments),
         Command::Eval(arguments) => eval::run(arguments),
+        Command::Embed(arguments) => embed::run(arguments),
         Command::Data(arguments) => data::run(arguments),
         Command::Inspect(arguments) => inspect::run(arguments),
         Command::Import(arguments) => import::run(arguments),

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::inputs::{absolute, bar, data_name, preset_for, scan_with_progress, stored_path};
+use super::inputs::{absolute, bar, data_name, preset_for, stored_path, without_unreadable};
 use super::settings::Settings;
 use super::{eval, say};
 use crate::checkpoint::atomic;
@@ -12,7 +12,7 @@ use crate::config::{
     BankInit, Monitor, ObjectiveKind, Preset, TrainConfig, check_threads, name_of, read_layer,
 };
 use crate::data::dataset::{Dataset, Splits};
-use crate::data::detect::{self, DataFormat, OpenOptions};
+use crate::data::detect::{self, OpenOptions};
 use crate::error::{Error, Result};
 use crate::interop;
 use crate::model::Encoder;
@@ -342,18 +342,7 @@ fn keep_index(written: &Path, folder: &RunFolder) -> Result<()> {
 
 /// The splits without unreadable images, or the list of them as an error.
 fn checked(splits: Splits, config: &TrainConfig) -> Result<Splits> {
-    let check = |split: Dataset| {
-        // The other layouts hold pixels, which are checked when they are opened.
-        if !matches!(split.format(), DataFormat::Folder | DataFormat::Flat | DataFormat::List) {
-            return Ok(split);
-        }
-        let report = scan_with_progress(&split, config.threads)?;
-        match report.unreadable_error() {
-            None => Ok(split),
-            Some(error) if !config.quarantine => Err(error),
-            Some(_) => split.with_quarantine(&report.unreadable_indices()),
-        }
-    };
+    let check = |split| without_unreadable(split, config.quarantine, config.threads);
     Ok(Splits { train: check(splits.train)?, test: splits.test.map(check).transpose()?, ..splits })
 }
 

@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 use crate::data::augment::{Normalization, NormalizationTable, TestTransform};
 use crate::data::dataset::Dataset;
 use crate::data::loader::{Batch, Loader, LoaderOptions, View};
 use crate::error::Result;
-use crate::model::{Encoder, Family, Mode, from_slice_nhwc, to_vec_f32};
+use crate::model::{Encoder, Family, Layer, from_slice_nhwc, to_vec_f32};
 
 /// How images become the encoder's input: what is fixed by the encoder, not drawn at random.
 #[derive(Clone, Debug)]
@@ -47,8 +47,8 @@ pub fn normalization(family: Family) -> Normalization {
 /// Images in a batch when nothing has to be kept for a backward pass.
 pub const EVALUATION_BATCH: usize = 256;
 
-/// Runs the images `order` of `data` through the encoder in evaluation mode and hands each batch to `each`,
-/// with its embeddings `[B, D]`, in order. The encoder does not change.
+/// Runs the images `order` of `data` through the encoder in evaluation mode and hands each batch to `each`, in order,
+/// with its features at each of `layers`: `[B, C]`, C as [`EncoderConfig::dim_at`](crate::model::EncoderConfig::dim_at) says. The encoder does not change.
 ///
 /// # Errors
 /// The loader's: an image that cannot be read, a worker that died; and those of `each`.
@@ -58,13 +58,19 @@ pub fn embed_each(
     order: Vec<u32>,
     view: View,
     input: &Input,
-    mut each: impl FnMut(&Batch, Vec<f32>) -> Result<()>,
+    layers: &[Layer],
+    mut each: impl FnMut(&Batch, Vec<Vec<f32>>) -> Result<()>,
 ) -> Result<()> {
     let mut loader = Loader::new(Arc::clone(data.source()), view, order, EVALUATION_BATCH, input.loader)?;
     while let Some(batch) = loader.next() {
         let batch = batch?;
-        let features = to_vec_f32(&encoder.forward(&input_tensor(&batch, &input.normalization), Mode::Eval));
-        each(&batch, features)?;
+        let features = encoder.features(&input_tensor(&batch, &input.normalization), layers);
+        // A stage's maps are averaged over their places, as the last ones are for the pooled features.
+        let rows = |features: &Tensor| match features.dim() {
+            4 => to_vec_f32(&features.mean_dim([2, 3].as_slice(), false, Kind::Float)),
+            _ => to_vec_f32(features),
+        };
+        each(&batch, features.iter().map(rows).collect())?;
         loader.recycle(batch);
     }
     Ok(())
@@ -85,8 +91,8 @@ pub fn embed_all(
     let mut features = Vec::with_capacity(order.len() * encoder.config().embed_dim as usize);
     let mut done = 0;
     let view = View::Test { transform: input.transform };
-    embed_each(encoder, data, order.clone(), view, input, |batch, rows| {
-        features.extend_from_slice(&rows);
+    embed_each(encoder, data, order.clone(), view, input, &[Layer::Embedding], |batch, rows| {
+        features.extend_from_slice(&rows[0]);
         done += batch.indices.len();
         progress(done);
         Ok(())

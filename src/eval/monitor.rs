@@ -11,7 +11,7 @@ use crate::data::augment::TrainTransform;
 use crate::data::dataset::{Dataset, Splits};
 use crate::data::loader::View;
 use crate::error::Result;
-use crate::model::Encoder;
+use crate::model::{Encoder, Layer};
 use crate::rng::Purpose;
 
 /// Measures that need no label.
@@ -69,11 +69,19 @@ pub fn queries(
             let indices = spread(&splits.train.trainable_indices(), STAND_IN_QUERIES);
             let mut features = Vec::new();
             let view = View::Test { transform: input.transform };
-            embed_each(encoder, &splits.train, indices.clone(), view, input, |_, rows| {
-                features.extend_from_slice(&rows);
-                progress(features.len() / encoder.config().embed_dim as usize);
-                Ok(())
-            })?;
+            embed_each(
+                encoder,
+                &splits.train,
+                indices.clone(),
+                view,
+                input,
+                &[Layer::Embedding],
+                |_, rows| {
+                    features.extend_from_slice(&rows[0]);
+                    progress(features.len() / encoder.config().embed_dim as usize);
+                    Ok(())
+                },
+            )?;
             let labels = indices.iter().map(|&i| labels[i as usize]).collect();
             Ok(Some(Queries { features, labels, own_rows: Some(indices.clone()), indices }))
         }
@@ -118,8 +126,8 @@ pub fn label_free(
     let indices = spread(&train.trainable_indices(), SECOND_VIEWS);
     let view = View::Train { transform: *transform, seed, epoch, purpose: Purpose::SecondView };
     let mut features = Vec::with_capacity(indices.len() * bank.dim());
-    embed_each(encoder, train, indices.clone(), view, input, |_, rows| {
-        features.extend_from_slice(&rows);
+    embed_each(encoder, train, indices.clone(), view, input, &[Layer::Embedding], |_, rows| {
+        features.extend_from_slice(&rows[0]);
         Ok(())
     })?;
     let options = SearchOptions { own_rows: None, excluded_rows: train.quarantined() };

@@ -3,9 +3,8 @@
 //! Names are torchvision's also for the CIFAR family: `downsample` and `fc`, where that family has `shortcut` and
 //! `linear`; only the published layout keeps them.
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::io::Write;
+use std::io::{self, Write};
 use std::path::Path;
 
 use safetensors::tensor::{TensorView, serialize};
@@ -13,6 +12,7 @@ use safetensors::tensor::{TensorView, serialize};
 use super::npy;
 use super::onnx::{self, OnnxOptions};
 use super::published::{Bank, Objective, Published, Script, Sgd};
+use super::table::{CsvTable, Line, ParquetTable};
 use super::torch::Archive;
 use crate::checkpoint::atomic;
 use crate::checkpoint::format::TensorBytes;
@@ -195,32 +195,31 @@ impl<'f> Export<'f> {
         write_safetensors(out, vec![memory], self.metadata())
     }
 
-    /// The bank as a table: file name, label where there is one, and the row's D numbers.
+    /// The bank as a table of row, file name, label and numbers: Parquet, or CSV.
     ///
     /// # Errors
     /// If there is no bank, `images` are not those it belongs to, or the file cannot be written.
-    pub fn bank_csv(&self, out: &Path, images: &Dataset) -> Result<()> {
+    pub fn bank_table(&self, out: &Path, images: &Dataset, parquet: bool) -> Result<()> {
         let bank = load_bank(&self.found.checkpoint)?;
         if images.len() != bank.len() {
-            return Err(Error::format(
-                out,
-                format!("{} images, one for each row", bank.len()),
-                images.len().to_string(),
-            ));
+            let expected = format!("{} images, one for each row", bank.len());
+            return Err(Error::format(out, expected, images.len().to_string()));
         }
+        let each_line = |push: &mut dyn FnMut(Line<'_>) -> io::Result<()>| {
+            (0..bank.len()).try_for_each(|row| {
+                let label = images.label(row).and_then(|label| images.class_name(label));
+                push(Line { row, name: &images.name(row), label, values: bank.row(row) })
+            })
+        };
         atomic::replace(out, |file| {
-            let mut file = std::io::BufWriter::new(file);
-            let columns: Vec<String> = (0..bank.dim()).map(|d| format!("e{d}")).collect();
-            writeln!(file, "row,name,label,{}", columns.join(","))?;
-            for row in 0..bank.len() {
-                let label = images.label(row).and_then(|label| images.class_name(label)).unwrap_or_default();
-                write!(file, "{row},{},{}", quoted(&images.name(row)), quoted(label))?;
-                for value in bank.row(row) {
-                    write!(file, ",{value}")?;
-                }
-                writeln!(file)?;
+            if parquet {
+                let mut table = ParquetTable::new(file, bank.dim())?;
+                each_line(&mut |line| table.push(line))?;
+                return table.finish();
             }
-            file.flush()
+            let mut table = CsvTable::new(file, bank.dim())?;
+            each_line(&mut |line| table.push(line))?;
+            table.finish()
         })
     }
 }
@@ -245,13 +244,4 @@ fn write_safetensors(
     let bytes = serialize(views, Some(metadata.into_iter().collect()))
         .map_err(|e| Error::format(out, "a safetensors file", e.to_string()))?;
     atomic::replace(out, |file| file.write_all(&bytes))
-}
-
-/// A field of a CSV file (RFC 4180).
-fn quoted(field: &str) -> Cow<'_, str> {
-    if field.contains([',', '"', '\n', '\r']) {
-        Cow::Owned(format!("\"{}\"", field.replace('"', "\"\"")))
-    } else {
-        Cow::Borrowed(field)
-    }
 }

@@ -1,6 +1,7 @@
 //! PyTorch files in, standard files out.
 
 pub mod contents;
+pub mod embeddings;
 pub mod export;
 pub mod import;
 pub mod inspect;
@@ -9,6 +10,7 @@ pub mod onnx;
 pub mod published;
 pub mod recognise;
 pub mod source;
+pub mod table;
 pub mod torch;
 
 use std::path::Path;

@@ -23,12 +23,7 @@ pub fn write(out: &mut impl Write, shape: &[usize], values: &[f32]) -> io::Resul
     if count != Some(values.len()) {
         return Err(invalid(format!("an array {shape:?} does not have {} values", values.len())));
     }
-    let header = header(shape);
-    let length = u16::try_from(header.len())
-        .map_err(|_| invalid(format!("{} dimensions are too many", shape.len())))?;
-    out.write_all(MAGIC)?;
-    out.write_all(&length.to_le_bytes())?;
-    out.write_all(header.as_bytes())?;
+    begin(out, shape)?;
     let mut bytes = Vec::with_capacity(4 * PIECE.min(values.len()));
     for piece in values.chunks(PIECE) {
         bytes.clear();
@@ -36,6 +31,20 @@ pub fn write(out: &mut impl Write, shape: &[usize], values: &[f32]) -> io::Resul
         out.write_all(&bytes)?;
     }
     Ok(())
+}
+
+/// Writes what stands before the values of an array of `shape`; they are the caller's to write, as `<f4` in C order.
+///
+/// # Errors
+/// If the shape has thousands of dimensions, or `out` refuses.
+pub fn begin(out: &mut impl Write, shape: &[usize]) -> io::Result<()> {
+    let header = header(shape);
+    let length = u16::try_from(header.len()).map_err(|_| {
+        io::Error::new(ErrorKind::InvalidInput, format!("{} dimensions are too many", shape.len()))
+    })?;
+    out.write_all(MAGIC)?;
+    out.write_all(&length.to_le_bytes())?;
+    out.write_all(header.as_bytes())
 }
 
 /// A Python dictionary, then spaces up to the alignment and an end of line.

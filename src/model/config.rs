@@ -4,6 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use super::encoder::Layer;
 use crate::error::{Error, Result};
 
 /// Depth of the ResNet (He et al. 2016, Table 1).
@@ -159,6 +160,15 @@ impl EncoderConfig {
     /// Channels after global pooling: 512 or 2048 at width 64.
     pub fn pooled_dim(&self) -> i64 {
         self.stage_dims()[3]
+    }
+
+    /// Numbers of an image's features at `layer`, channels for a stage.
+    pub fn dim_at(&self, layer: Layer) -> i64 {
+        match layer {
+            Layer::Embedding => self.embed_dim,
+            Layer::Pooled => self.pooled_dim(),
+            Layer::Stage(stage) => self.stage_dims()[usize::from(stage) - 1],
+        }
     }
 
     /// Refuses sizes that no encoder has, so that a file cannot make us allocate without bound.
