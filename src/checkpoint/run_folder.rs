@@ -19,6 +19,8 @@ pub const CONFIG: &str = "config.toml";
 pub const MANIFEST: &str = "manifest.json";
 /// Steps and evaluations, one JSON object a line.
 pub const METRICS: &str = "metrics.jsonl";
+/// Results of `lemniscate eval`, one JSON object a line.
+pub const EVALUATIONS: &str = "evaluations.jsonl";
 /// The newest checkpoint.
 pub const LAST: &str = "last.ckpt";
 /// The one before it.

@@ -1,5 +1,6 @@
 //! `lemniscate eval`: weighted kNN of a checkpoint's features.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
@@ -8,16 +9,18 @@ use super::inputs::{bar, open_run_data};
 use super::say;
 use super::settings::Settings;
 use crate::bank::MemoryBank;
+use crate::checkpoint::{atomic, run_folder};
 use crate::config::name_of;
 use crate::data::dataset::{Dataset, Splits};
 use crate::data::detect::DataFormat;
 use crate::error::{Error, Result};
-use crate::eval::features::{Input, embed_all};
-use crate::eval::knn::{GridCell, Neighbors};
+use crate::eval::features::{Input, embed_layers, unit_rows};
+use crate::eval::knn::{self, Confusion, GridCell, Neighbors};
 use crate::eval::monitor::{self, Queries};
 use crate::interop;
-use crate::model::Encoder;
 use crate::model::device::DeviceChoice;
+use crate::model::{Encoder, Layer};
+use crate::report::confusion::confusion_svg;
 use crate::report::contact_sheet::{self, Tile, contact_sheet};
 use crate::train::start::{self, Found};
 use crate::train::state::{load_bank, load_encoder};
@@ -64,6 +67,15 @@ pub struct Arguments {
     /// auto, cpu, cuda, cuda:N or mps
     #[arg(long, default_value = "auto")]
     device: DeviceChoice,
+    /// Where features are taken: embedding, pooled, stage1 to stage4 (averaged over their places); a list tries each
+    #[arg(long, value_delimiter = ',', default_value = "embedding")]
+    layer: Vec<Layer>,
+    /// Print the accuracy of each class too
+    #[arg(long)]
+    per_class: bool,
+    /// Draw which classes are taken for which into this SVG
+    #[arg(long, value_name = "FILE")]
+    confusion: Option<PathBuf>,
     /// Also draw some queries with their nearest training images into this PNG
     #[arg(long, value_name = "FILE")]
     picture: Option<PathBuf>,
@@ -83,6 +95,9 @@ pub struct Request {
     test_data: Option<PathBuf>,
     workers: Option<usize>,
     device: DeviceChoice,
+    layers: Vec<Layer>,
+    per_class: bool,
+    confusion: Option<PathBuf>,
     picture: Option<PathBuf>,
     json: bool,
 }
@@ -117,6 +132,9 @@ impl Request {
             test_data: settings.test_data.clone(),
             workers,
             device: device.unwrap_or(DeviceChoice::Auto),
+            layers: vec![Layer::Embedding],
+            per_class: false,
+            confusion: None,
             picture: None,
             json: false,
         })
@@ -135,18 +153,33 @@ pub fn run(arguments: Arguments) -> Result<()> {
         test_data: arguments.test_data,
         workers: arguments.workers,
         device: arguments.device,
+        layers: arguments.layer,
+        per_class: arguments.per_class,
+        confusion: arguments.confusion,
         picture: arguments.picture,
         json: arguments.json,
     })
 }
 
+/// One test: settings and numbers.
 #[derive(Serialize)]
 struct Row {
+    layer: Layer,
     bank: Source,
     k: usize,
     temperature: f64,
+    /// Shares, 0 to 1.
     top1: f64,
     top5: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    per_class: Option<Vec<f64>>,
+}
+
+/// A test of which more is wanted than its two numbers.
+struct Detail {
+    neighbors: Neighbors,
+    confusion: Confusion,
+    title: String,
 }
 
 /// See [`run`].
@@ -167,78 +200,176 @@ pub fn evaluate(request: &Request) -> Result<()> {
         open_run_data(&found, request.data.as_deref(), request.data_format, request.test_data.clone())?;
     let encoder = load_encoder(&found.checkpoint, config, device)?;
     let input = Input::new(config.family, config.image_size, request.workers.unwrap_or(config.workers));
-    let temperatures =
-        if request.temperatures.is_empty() { vec![config.temperature] } else { request.temperatures.clone() };
-    let sources: &[Source] = match request.source {
-        Source::Both => &[Source::Live, Source::Recomputed],
-        Source::Live => &[Source::Live],
-        Source::Recomputed => &[Source::Recomputed],
-    };
-    let queries =
-        with_bar(splits.test.as_ref().map_or(0, Dataset::len), "embedding test images", |progress| {
-            monitor::queries(&encoder, &splits, &input, progress)
-        })?;
+    let banks = Banks::new(request, &found, &encoder, &splits)?;
+    let n_queries = splits.test.as_ref().map_or(0, Dataset::len);
+    let queries = with_bar(n_queries, "embedding test images", |progress| {
+        monitor::queries_at(&encoder, &splits, &input, &request.layers, progress)
+    })?;
     if !request.json {
         say(describe(&found, &splits))?;
     }
-    let largest = request.ks.iter().copied().max().unwrap_or(1);
-    let mut rows = Vec::new();
-    let mut drawn = None;
-    for &source in sources {
-        let bank = bank_of(source, &found, &encoder, &splits, &input)?;
-        let Some(queries) = &queries else {
-            report_label_free(request, source, &encoder, &bank, &splits, &input, &found)?;
-            continue;
-        };
-        let neighbors = monitor::search(queries, &bank, &splits.train, largest);
-        for GridCell { k, temperature, accuracy } in
-            monitor::accuracies(&neighbors, queries, &splits.train, &request.ks, &temperatures)
-        {
-            rows.push(Row { bank: source, k, temperature, top1: accuracy.top1, top5: accuracy.top5 });
+    let banks = banks.compute(&input)?;
+    let Some(queries) = queries else {
+        for (layer, source, bank) in &banks {
+            if *layer == Layer::Embedding {
+                report_label_free(request, *source, &encoder, bank, &splits, &input, &found)?;
+            }
         }
-        drawn = Some(neighbors);
-    }
-    if queries.is_some() {
-        print_rows(request, &rows, splits.train.n_classes())?;
-    }
-    match (&request.picture, queries, drawn) {
-        (Some(path), Some(queries), Some(neighbors)) => draw(path, &splits, &queries, &neighbors),
-        (Some(_), _, _) => {
-            Err(Error::usage("--picture frames neighbours by class, and this data has no labels"))
+        if request.picture.is_some() || request.confusion.is_some() || request.per_class {
+            return Err(Error::usage(
+                "--picture, --confusion and --per-class need labels, and this data has none",
+            ));
         }
-        (None, _, _) => Ok(()),
+        return Ok(());
+    };
+    let (rows, detail) = test(request, &banks, &queries, &splits.train, config.temperature);
+    print_rows(request, &rows, &splits.train)?;
+    record(&found, &splits, &rows, queries[0].labels.len())?;
+    if let Some(path) = &request.confusion {
+        atomic::write_text(path, &confusion_svg(&detail.title, &detail.confusion, splits.train.classes()))?;
+    }
+    match &request.picture {
+        Some(path) => draw(path, &splits, &queries[0], &detail.neighbors),
+        None => Ok(()),
     }
 }
 
-/// The rows that queries are compared with.
-fn bank_of(
-    source: Source,
-    found: &Found,
-    encoder: &Encoder,
-    splits: &Splits,
-    input: &Input,
-) -> Result<MemoryBank> {
-    let train = &splits.train;
-    if source == Source::Live {
-        if !found.saved.data.is_of(&start::identify(splits)?) {
+/// Every k, T, layer and bank; and the details of the first layer's last bank with the first k and T.
+fn test(
+    request: &Request,
+    banks: &[(Layer, Source, MemoryBank)],
+    queries: &[Queries],
+    train: &Dataset,
+    temperature: f64,
+) -> (Vec<Row>, Detail) {
+    let temperatures =
+        if request.temperatures.is_empty() { vec![temperature] } else { request.temperatures.clone() };
+    let largest = request.ks.iter().copied().max().unwrap_or(1);
+    let labels = train.labels().expect("queries have labels only where the training images have");
+    let mut rows = Vec::new();
+    let mut detail = None;
+    for (layer, source, bank) in banks {
+        let index =
+            request.layers.iter().position(|l| l == layer).expect("a bank of a layer that was asked for");
+        let queries = &queries[index];
+        let neighbors = monitor::search(queries, bank, train, largest);
+        let confusion = |k, temperature| {
+            let scores = knn::vote(&neighbors, labels, train.n_classes(), k, temperature);
+            Confusion::of(&scores, train.n_classes(), &queries.labels)
+        };
+        for GridCell { k, temperature, accuracy } in
+            monitor::accuracies(&neighbors, queries, train, &request.ks, &temperatures)
+        {
+            rows.push(Row {
+                layer: *layer,
+                bank: *source,
+                k,
+                temperature,
+                top1: accuracy.top1,
+                top5: accuracy.top5,
+                per_class: request.per_class.then(|| confusion(k, temperature).per_class()),
+            });
+        }
+        if index == 0 {
+            let (k, t) = (request.ks[0].min(neighbors.k), temperatures[0]);
+            let title = format!("weighted kNN, {layer}, {} bank, k = {k}, T = {t}", name_of(*source));
+            let confusion = confusion(k, t);
+            detail = Some(Detail { confusion, title, neighbors });
+        }
+    }
+    (rows, detail.expect("there is a first layer, and a bank of it"))
+}
+
+/// What queries are compared with, not yet computed.
+struct Banks<'a> {
+    encoder: &'a Encoder,
+    train: &'a Dataset,
+    layers: &'a [Layer],
+    live: Option<MemoryBank>,
+    recompute: bool,
+}
+
+impl<'a> Banks<'a> {
+    /// Loads the live bank if it is wanted, and refuses what cannot be.
+    fn new(request: &'a Request, found: &Found, encoder: &'a Encoder, splits: &'a Splits) -> Result<Self> {
+        let (live, recompute) = match request.source {
+            Source::Live => (true, false),
+            Source::Recomputed => (false, true),
+            Source::Both => (true, true),
+        };
+        if !recompute && request.layers.iter().any(|layer| *layer != Layer::Embedding) {
+            return Err(Error::usage(
+                "the live bank holds embeddings; other layers go with --bank recomputed",
+            ));
+        }
+        if live && !found.saved.data.is_of(&start::identify(splits)?) {
             return Err(Error::Data {
                 path: splits.root.clone(),
                 reason: "these are not the images that the live bank's rows belong to".into(),
                 hint: Some("--bank recomputed computes the features of these images".into()),
             });
         }
-        return load_bank(&found.checkpoint);
+        let live = (live && request.layers.contains(&Layer::Embedding))
+            .then(|| load_bank(&found.checkpoint))
+            .transpose()?;
+        Ok(Banks { encoder, train: &splits.train, layers: &request.layers, live, recompute })
     }
-    let (indices, features) = with_bar(train.len(), "embedding training images", |progress| {
-        embed_all(encoder, train, input, progress)
-    })?;
-    let dim = encoder.config().embed_dim as usize;
-    // Rows of quarantined images stay zero; the search passes over them.
-    let mut rows = vec![0.0; train.len() * dim];
-    for (&index, feature) in indices.iter().zip(features.chunks_exact(dim)) {
-        rows[index as usize * dim..][..dim].copy_from_slice(feature);
+
+    /// Every layer with every bank there is of it, in one pass over the training images.
+    fn compute(self, input: &Input) -> Result<Vec<(Layer, Source, MemoryBank)>> {
+        let Banks { encoder, train, layers, mut live, recompute } = self;
+        let order = train.trainable_indices();
+        let features = match recompute {
+            true => with_bar(order.len(), "embedding training images", |progress| {
+                embed_layers(encoder, train, order.clone(), input, layers, progress)
+            })?,
+            false => Vec::new(),
+        };
+        let mut features = features.into_iter();
+        let mut banks = Vec::new();
+        for &layer in layers {
+            if layer == Layer::Embedding
+                && let Some(bank) = live.take()
+            {
+                banks.push((layer, Source::Live, bank));
+            }
+            let Some(mut features) = features.next() else { continue };
+            let dim = encoder.config().dim_at(layer) as usize;
+            if layer != Layer::Embedding {
+                unit_rows(&mut features, dim);
+            }
+            // Rows of quarantined images stay zero; the search passes over them.
+            let mut rows = vec![0.0; train.len() * dim];
+            for (&index, feature) in order.iter().zip(features.chunks_exact(dim)) {
+                rows[index as usize * dim..][..dim].copy_from_slice(feature);
+            }
+            banks.push((layer, Source::Recomputed, MemoryBank::from_rows(train.len(), dim, rows)));
+        }
+        Ok(banks)
     }
-    Ok(MemoryBank::from_rows(train.len(), dim, rows))
+}
+
+/// Adds the results to `evaluations.jsonl` of the run that the checkpoint lies in, if it lies in one.
+fn record(found: &Found, splits: &Splits, rows: &[Row], queries: usize) -> Result<()> {
+    let Some(run) = found.path().parent().filter(|folder| folder.join(run_folder::CONFIG).is_file()) else {
+        return Ok(());
+    };
+    let path = run.join(run_folder::EVALUATIONS);
+    let mut text = String::new();
+    for row in rows {
+        let line = serde_json::json!({
+            "checkpoint": found.path().file_name().map(|name| name.to_string_lossy()),
+            "epoch": found.saved.progress.epoch, "step": found.saved.progress.step,
+            "data": splits.root.to_string_lossy(), "images": splits.train.len(), "queries": queries,
+            "leave_one_out": splits.test.is_none(), "knn": row,
+        });
+        text += &format!("{line}\n");
+    }
+    let append = |path: &Path| {
+        let mut file = std::fs::OpenOptions::new().create(true).append(true).open(path)?;
+        file.write_all(text.as_bytes())
+    };
+    append(&path).map_err(|e| Error::io(&path, "add the results", e))
 }
 
 fn describe(found: &Found, splits: &Splits) -> String {
@@ -260,25 +391,37 @@ fn describe(found: &Found, splits: &Splits) -> String {
     )
 }
 
-fn print_rows(request: &Request, rows: &[Row], n_classes: usize) -> Result<()> {
+fn print_rows(request: &Request, rows: &[Row], train: &Dataset) -> Result<()> {
     if request.json {
         for row in rows {
             say(serde_json::to_string(row).map_err(|e| Error::usage(format!("JSON: {e}")))?)?;
         }
         return Ok(());
     }
-    say("weighted kNN        k       T   top-1   top-5")?;
+    // The layer is said only where there is a choice.
+    let layers = rows.iter().any(|row| row.layer != Layer::Embedding);
+    let layer = |row: Option<&Row>| match (layers, row) {
+        (false, _) => String::new(),
+        (true, None) => format!("{:<11}", "layer"),
+        (true, Some(row)) => format!("{:<11}", row.layer.to_string()),
+    };
+    say(format_args!("{}weighted kNN        k       T   top-1   top-5", layer(None)))?;
     for row in rows {
         say(format_args!(
-            "{:<12}  {:>7}  {:>6}  {:>6.2}  {:>6.2}",
+            "{}{:<12}  {:>7}  {:>6}  {:>6.2}  {:>6.2}",
+            layer(Some(row)),
             name_of(row.bank),
             row.k,
             row.temperature,
             100.0 * row.top1,
             100.0 * row.top5
         ))?;
+        for (class, share) in row.per_class.iter().flatten().enumerate() {
+            let name = train.class_name(class as u32).unwrap_or_default();
+            say(format_args!("    {name:<24} {:>6.2}", 100.0 * share))?;
+        }
     }
-    say(format_args!("chance: {:.2} %", 100.0 / n_classes as f64))
+    say(format_args!("chance: {:.2} %", 100.0 / train.n_classes() as f64))
 }
 
 fn report_label_free(

@@ -76,6 +76,32 @@ pub fn embed_each(
     Ok(())
 }
 
+/// The features `[n, C]` of the readable images of `data` at each of `layers`, with test-time preprocessing, and the
+/// images' indices; one pass for all layers. `progress` hears how many images are done.
+///
+/// # Errors
+/// See [`embed_each`].
+pub fn embed_layers(
+    encoder: &Encoder,
+    data: &Dataset,
+    order: Vec<u32>,
+    input: &Input,
+    layers: &[Layer],
+    progress: &mut dyn FnMut(usize),
+) -> Result<Vec<Vec<f32>>> {
+    let width = |&layer: &Layer| encoder.config().dim_at(layer) as usize;
+    let mut features: Vec<_> = layers.iter().map(|l| Vec::with_capacity(order.len() * width(l))).collect();
+    let mut done = 0;
+    let view = View::Test { transform: input.transform };
+    embed_each(encoder, data, order, view, input, layers, |batch, rows| {
+        features.iter_mut().zip(rows).for_each(|(all, rows)| all.extend(rows));
+        done += batch.indices.len();
+        progress(done);
+        Ok(())
+    })?;
+    Ok(features)
+}
+
 /// The unit embeddings `[n, D]` of the readable images of `data` with test-time preprocessing, and their indices.
 /// `progress` hears how many images are done.
 ///
@@ -88,16 +114,18 @@ pub fn embed_all(
     progress: &mut dyn FnMut(usize),
 ) -> Result<(Vec<u32>, Vec<f32>)> {
     let order = data.trainable_indices();
-    let mut features = Vec::with_capacity(order.len() * encoder.config().embed_dim as usize);
-    let mut done = 0;
-    let view = View::Test { transform: input.transform };
-    embed_each(encoder, data, order.clone(), view, input, &[Layer::Embedding], |batch, rows| {
-        features.extend_from_slice(&rows[0]);
-        done += batch.indices.len();
-        progress(done);
-        Ok(())
-    })?;
-    Ok((order, features))
+    let mut features = embed_layers(encoder, data, order.clone(), input, &[Layer::Embedding], progress)?;
+    Ok((order, features.swap_remove(0)))
+}
+
+/// Divides each row of `features` `[n, dim]` by its length, as a comparison by cosine wants it; rows of zeros stay.
+pub fn unit_rows(features: &mut [f32], dim: usize) {
+    for row in features.chunks_exact_mut(dim) {
+        let length = row.iter().map(|x| f64::from(x * x)).sum::<f64>().sqrt();
+        if length > 0.0 {
+            row.iter_mut().for_each(|x| *x = (f64::from(*x) / length) as f32);
+        }
+    }
 }
 
 /// A batch as the encoder takes it: normalised, `[B, 3, H, W]` with channels-last memory.

@@ -19,7 +19,7 @@ use rayon::prelude::*;
 /// If a neighbour has no label, a label is not `< n_classes`, or the temperature is not positive.
 pub fn vote(neighbors: &Neighbors, labels: &[u32], n_classes: usize, k: usize, temperature: f64) -> Vec<f64> {
     assert!(temperature > 0.0 && temperature.is_finite(), "temperature {temperature}");
-    let mut scores = vec![0.0; neighbors.queries() * n_classes];
+    let mut scores = vec![0.0; neighbors.queries * n_classes];
     if n_classes == 0 {
         return scores;
     }
@@ -67,6 +67,62 @@ pub fn accuracy(scores: &[f64], n_classes: usize, truth: &[u32]) -> Accuracy {
     Accuracy { top1: share(first), top5: share(five) }
 }
 
+/// Which class was found for the images of which.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Confusion {
+    n_classes: usize,
+    /// `[C, C]`, true class by found class.
+    counts: Vec<u32>,
+    /// Images of each class, those that nothing voted for included.
+    images: Vec<u32>,
+}
+
+impl Confusion {
+    /// Counts the classes with the highest scores; of equal scores the lower class is found, as in [`accuracy`].
+    ///
+    /// `scores` `[Q, C]` as from [`vote`], `truth` `[Q]`; queries whose label is not `< C` are passed over.
+    /// # Panics
+    /// If the shapes disagree.
+    pub fn of(scores: &[f64], n_classes: usize, truth: &[u32]) -> Self {
+        assert_eq!(scores.len(), truth.len() * n_classes, "scores are [Q, C] with Q = {}", truth.len());
+        let mut counts = vec![0; n_classes * n_classes];
+        let mut images = vec![0; n_classes];
+        for (query, &label) in truth.iter().enumerate() {
+            let (scores, label) = (&scores[query * n_classes..][..n_classes], label as usize);
+            if label >= n_classes {
+                continue;
+            }
+            images[label] += 1;
+            let best =
+                (0..n_classes).reduce(|best, class| if scores[class] > scores[best] { class } else { best });
+            if let Some(found) = best.filter(|&class| scores[class] > 0.0) {
+                counts[label * n_classes + found] += 1;
+            }
+        }
+        Confusion { n_classes, counts, images }
+    }
+
+    /// Number of classes.
+    pub fn n_classes(&self) -> usize {
+        self.n_classes
+    }
+
+    /// Images of the class `truth` for which `found` was found.
+    pub fn count(&self, truth: usize, found: usize) -> u32 {
+        self.counts[truth * self.n_classes + found]
+    }
+
+    /// Images of the class `truth`.
+    pub fn images(&self, truth: usize) -> u32 {
+        self.images[truth]
+    }
+
+    /// Share of each class's images that was found to be of it; NaN for a class without images.
+    pub fn per_class(&self) -> Vec<f64> {
+        (0..self.n_classes).map(|c| f64::from(self.count(c, c)) / f64::from(self.images[c])).collect()
+    }
+}
+
 /// One cell of a [`grid`].
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct GridCell {
@@ -105,7 +161,12 @@ mod tests {
 
     fn neighbors() -> Neighbors {
         // Two queries, three neighbours each.
-        Neighbors { k: 3, indices: vec![0, 1, 2, 3, 2, 1], similarities: vec![0.9, 0.8, 0.7, 0.5, 0.5, 0.1] }
+        Neighbors {
+            queries: 2,
+            k: 3,
+            indices: vec![0, 1, 2, 3, 2, 1],
+            similarities: vec![0.9, 0.8, 0.7, 0.5, 0.5, 0.1],
+        }
     }
 
     #[test]
@@ -142,6 +203,18 @@ mod tests {
         assert_eq!(accuracy(&seven, 7, &[4]).top5, 1.0);
         assert_eq!(accuracy(&seven, 7, &[5]).top5, 0.0);
         assert_eq!(accuracy(&[0.0, 0.0], 2, &[0]).top1, 0.0, "nothing voted");
+    }
+
+    #[test]
+    fn a_confusion_counts_what_was_found() {
+        let scores = [0.9, 0.1, 0.0, 0.2, 0.2, 0.1, 0.0, 0.0, 0.0, 0.0, 0.1, 0.3];
+        let confusion = Confusion::of(&scores, 3, &[0, 1, 2, 2]);
+        let rows: Vec<Vec<u32>> = (0..3).map(|t| (0..3).map(|f| confusion.count(t, f)).collect()).collect();
+        assert_eq!(rows, [[1, 0, 0], [1, 0, 0], [0, 0, 1]]);
+        assert_eq!((confusion.per_class(), confusion.images(2)), (vec![1.0, 0.0, 0.5], 2));
+        let top1 = accuracy(&scores, 3, &[0, 1, 2, 2]).top1;
+        assert_eq!(top1, 0.5, "the diagonal is the accuracy");
+        assert!(Confusion::of(&[], 2, &[]).per_class().iter().all(|share| share.is_nan()));
     }
 
     #[test]

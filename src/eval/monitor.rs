@@ -4,7 +4,7 @@
 //! each image's own row left out). Without labels: how often a second augmented view finds its own row first,
 //! with alignment and uniformity (Wang & Isola 2020).
 
-use super::features::{Input, embed_all, embed_each};
+use super::features::{Input, embed_each, embed_layers, unit_rows};
 use super::knn::{self, GridCell, Neighbors, SearchOptions};
 use crate::bank::MemoryBank;
 use crate::data::augment::TrainTransform;
@@ -55,37 +55,38 @@ pub fn queries(
     input: &Input,
     progress: &mut dyn FnMut(usize),
 ) -> Result<Option<Queries>> {
-    match &splits.test {
-        Some(test) => {
-            let Some(labels) = test.labels().filter(|_| splits.train.labels().is_some()) else {
-                return Ok(None);
-            };
-            let (indices, features) = embed_all(encoder, test, input, progress)?;
-            let labels = indices.iter().map(|&i| labels[i as usize]).collect();
-            Ok(Some(Queries { features, labels, own_rows: None, indices }))
+    let all = queries_at(encoder, splits, input, &[Layer::Embedding], progress)?;
+    Ok(all.map(|mut layers| layers.swap_remove(0)))
+}
+
+/// As [`queries`], with features at each of `layers` in one pass, at unit length: one set of queries for each.
+///
+/// # Errors
+/// An image that cannot be read.
+pub fn queries_at(
+    encoder: &Encoder,
+    splits: &Splits,
+    input: &Input,
+    layers: &[Layer],
+    progress: &mut dyn FnMut(usize),
+) -> Result<Option<Vec<Queries>>> {
+    let asked = splits.test.as_ref().unwrap_or(&splits.train);
+    let Some(labels) = asked.labels().filter(|_| splits.train.labels().is_some()) else { return Ok(None) };
+    let (indices, own_rows) = if splits.test.is_some() {
+        (asked.trainable_indices(), None)
+    } else {
+        let indices = spread(&asked.trainable_indices(), STAND_IN_QUERIES);
+        (indices.clone(), Some(indices))
+    };
+    let labels: Vec<u32> = indices.iter().map(|&i| labels[i as usize]).collect();
+    let features = embed_layers(encoder, asked, indices.clone(), input, layers, progress)?;
+    let of_layer = |(&layer, mut features): (&Layer, Vec<f32>)| {
+        if layer != Layer::Embedding {
+            unit_rows(&mut features, encoder.config().dim_at(layer) as usize);
         }
-        None => {
-            let Some(labels) = splits.train.labels() else { return Ok(None) };
-            let indices = spread(&splits.train.trainable_indices(), STAND_IN_QUERIES);
-            let mut features = Vec::new();
-            let view = View::Test { transform: input.transform };
-            embed_each(
-                encoder,
-                &splits.train,
-                indices.clone(),
-                view,
-                input,
-                &[Layer::Embedding],
-                |_, rows| {
-                    features.extend_from_slice(&rows[0]);
-                    progress(features.len() / encoder.config().embed_dim as usize);
-                    Ok(())
-                },
-            )?;
-            let labels = indices.iter().map(|&i| labels[i as usize]).collect();
-            Ok(Some(Queries { features, labels, own_rows: Some(indices.clone()), indices }))
-        }
-    }
+        Queries { features, labels: labels.clone(), own_rows: own_rows.clone(), indices: indices.clone() }
+    };
+    Ok(Some(layers.iter().zip(features).map(of_layer).collect()))
 }
 
 /// The `k` rows of `bank` nearest to each query; rows of quarantined images are passed over.

@@ -2,6 +2,7 @@
 //!
 //! Nothing here prints by itself: a [`Reporter`] is handed to the trainer by whoever started it.
 
+pub mod confusion;
 pub mod contact_sheet;
 pub mod curves;
 pub mod eta;

@@ -26,7 +26,9 @@ pub struct SearchOptions<'a> {
 /// The nearest rows of each query, most similar first; of equally similar rows the lower index comes first.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Neighbors {
-    /// Neighbours per query: as asked for, or as many as there are.
+    /// Q.
+    pub queries: usize,
+    /// Neighbours per query: as asked for, or as many as there are, perhaps none.
     pub k: usize,
     /// Bank rows, `[Q, k]`.
     pub indices: Vec<u32>,
@@ -35,11 +37,6 @@ pub struct Neighbors {
 }
 
 impl Neighbors {
-    /// Q. (Unknown, and 0, for k = 0.)
-    pub fn queries(&self) -> usize {
-        self.indices.len().checked_div(self.k).unwrap_or(0)
-    }
-
     /// Indices and similarities of one query, `[k]` each.
     ///
     /// # Panics
@@ -81,7 +78,8 @@ fn nearest_on(
         assert_eq!(own.len(), queries.len() / dim, "one own row for each query");
     }
     let k = k.min((n - excluded.len()).saturating_sub(usize::from(options.own_rows.is_some())));
-    let mut found = Neighbors { k, indices: Vec::new(), similarities: Vec::new() };
+    let mut found =
+        Neighbors { queries: queries.len() / dim, k, indices: Vec::new(), similarities: Vec::new() };
     if k == 0 {
         return found;
     }
@@ -274,7 +272,7 @@ mod tests {
     fn naive(queries: &[f32], rows: &[f32], dim: usize, k: usize, options: SearchOptions) -> Neighbors {
         let n = rows.len() / dim;
         let k = k.min(n - options.excluded_rows.len() - usize::from(options.own_rows.is_some()));
-        let mut found = Neighbors { k, indices: vec![], similarities: vec![] };
+        let mut found = Neighbors { queries: queries.len() / dim, k, indices: vec![], similarities: vec![] };
         for (q, query) in queries.chunks_exact(dim).enumerate() {
             let mut all: Vec<(f32, u32)> = (0..n as u32)
                 .filter(|j| !options.excluded_rows.contains(j))
@@ -346,10 +344,10 @@ mod tests {
     #[test]
     fn nothing_to_find_is_no_neighbours() {
         let found = nearest(&[1.0, 2.0], &[], 2, 5, SearchOptions::default());
-        assert_eq!((found.k, found.queries()), (0, 0));
+        assert_eq!((found.queries, found.k), (1, 0));
         let own = SearchOptions { own_rows: Some(&[0]), ..SearchOptions::default() };
         assert_eq!(nearest(&[1.0, 2.0], &[1.0, 1.0], 2, 5, own).k, 0);
-        assert_eq!(nearest(&[], &[1.0, 1.0], 2, 5, SearchOptions::default()).queries(), 0);
+        assert_eq!(nearest(&[], &[1.0, 1.0], 2, 5, SearchOptions::default()).queries, 0);
     }
 
     #[test]
