@@ -81,12 +81,16 @@ def main():
     parser.add_argument("--images", type=int, default=1_281_167)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--load", help=argparse.SUPPRESS)
+    parser.add_argument("--write", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.load:
         return load(arguments.load)
+    if arguments.write:
+        return write(Path(arguments.write), arguments.images)
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
-        write(folder, arguments.images)
+        # In a process of its own: a child's peak memory counts what its parent held when it was made.
+        child([sys.executable, __file__, "--write", folder, "--images", arguments.images])
         for name in ("legacy.pth.tar", "zip.pth.tar"):
             file, results = folder / name, {"torch.load": [], "inspect": [], "import --out": []}
             for _ in range(arguments.rounds):
