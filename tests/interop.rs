@@ -211,7 +211,9 @@ fn weights_alone_start_a_run_but_resume_none() {
 
 #[test]
 fn what_is_not_ours_is_refused_with_what_it_is() {
-    let reason = |tensors: &[(&str, &[usize])]| recognise(tensors, &Hints::default()).unwrap_err();
+    let reason = |tensors: &[(&str, &[usize])]| {
+        recognise(tensors, &Hints::default()).map(|found| found.0).unwrap_err()
+    };
     let conv = |n: usize| [n, n, 3, 3];
     // The CIFAR ResNet-20: three stages of three blocks.
     let names: Vec<String> =
@@ -242,19 +244,24 @@ fn what_is_not_ours_is_refused_with_what_it_is() {
         .map(|e| (format!("encoder.{}", e.name), e.tensor.size().iter().map(|&n| n as usize).collect()))
         .collect();
     let mut tensors: Vec<(&str, &[usize])> = shapes.iter().map(|(n, s)| (n.as_str(), &s[..])).collect();
-    let found = recognise(&tensors, &Hints::default()).unwrap();
+    let (found, _) = recognise(&tensors, &Hints::default()).unwrap();
     assert!(found.complete() && found.prefix == "encoder." && found.renamed == 0);
     let wrong = Hints { prefix: Some("backbone".into()), head: None };
-    assert!(recognise(&tensors, &wrong).unwrap_err().contains("but under `encoder.`"));
+    assert!(recognise(&tensors, &wrong).map(|found| found.0).unwrap_err().contains("but under `encoder.`"));
     tensors.retain(|(name, _)| *name != "encoder.layer3.5.bn2.bias");
-    assert_eq!(recognise(&tensors, &Hints::default()).unwrap().missing, ["layer3.5.bn2.bias"]);
+    assert_eq!(recognise(&tensors, &Hints::default()).unwrap().0.missing, ["layer3.5.bn2.bias"]);
     let grouped = [128, 4, 3, 3];
     for tensor in &mut tensors {
         if tensor.0 == "encoder.layer4.0.conv2.weight" {
             tensor.1 = &grouped;
         }
     }
-    assert!(recognise(&tensors, &Hints::default()).unwrap_err().contains("wide or a grouped network"));
+    assert!(
+        recognise(&tensors, &Hints::default())
+            .map(|found| found.0)
+            .unwrap_err()
+            .contains("wide or a grouped network")
+    );
     assert!(
         encoder.forward(&Tensor::zeros([1, 3, 32, 32], (tch::Kind::Float, Device::Cpu)), Mode::Eval).size()
             [1]

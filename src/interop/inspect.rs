@@ -102,7 +102,7 @@ pub fn inspect(path: &Path, hints: Hints) -> Result<Inspection> {
             )
         }
     };
-    let import = examine(path, hints).map_err(|error| error.to_string());
+    let import = examine(&source, hints).map_err(|error| error.to_string());
     Ok(Inspection { file, size, format: source.describe(), metadata, content, import: Some(import) })
 }
 

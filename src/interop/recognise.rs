@@ -62,11 +62,11 @@ impl Match {
     }
 }
 
-/// The network among `tensors`.
+/// The network among `tensors`, and such an encoder, newly initialised.
 ///
 /// # Errors
 /// If there is none; with what there is instead.
-pub fn recognise(tensors: &Shapes<'_>, hints: &Hints) -> Result<Match, String> {
+pub fn recognise(tensors: &Shapes<'_>, hints: &Hints) -> Result<(Match, Encoder), String> {
     let (prefix, other_prefixes) = choose_prefix(tensors, hints.prefix.as_deref())?;
     let under: Vec<(String, usize)> = tensors
         .iter()
@@ -101,7 +101,8 @@ pub fn recognise(tensors: &Shapes<'_>, hints: &Hints) -> Result<Match, String> {
         outside: Vec::new(),
         prefix,
     };
-    for entry in Encoder::new(config, 0, tch::Device::Cpu).parameters().state() {
+    let encoder = Encoder::new(config, 0, tch::Device::Cpu);
+    for entry in encoder.parameters().state() {
         let expected: Vec<usize> = entry.tensor.size().iter().map(|&extent| extent as usize).collect();
         match by_our_name.get(&entry.name) {
             Some(&index) if tensors[index].1 == expected => {
@@ -136,7 +137,7 @@ pub fn recognise(tensors: &Shapes<'_>, hints: &Hints) -> Result<Match, String> {
     }
     let outside = tensors.iter().filter(|(name, _)| !name.starts_with(&found.prefix));
     found.outside = outside.map(|&tensor| describe(tensor)).collect();
-    Ok(found)
+    Ok((found, encoder))
 }
 
 fn describe((name, shape): (&str, &[usize])) -> String {

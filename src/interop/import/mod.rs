@@ -58,32 +58,40 @@ pub struct Imported {
 pub fn import(path: &Path, options: &ImportOptions) -> Result<Imported> {
     let source = Source::open(path)?;
     let (places, metadata, report) = source.with_contents(|contents| {
-        let mut draft = Draft { source: &source, options, places: Places::new(), notes: Vec::new() };
+        let mut draft = Draft::new(&source, options, true);
         let (report, metadata) = draft.fill(contents)?;
         Ok((draft.places, metadata, report))
     })?;
     Ok(Imported { checkpoint: Checkpoint::assemble(path, source.into_map(), places, metadata), report })
 }
 
-/// What the file at `path` would be as a checkpoint: the same as [`import`], but an incomplete match is no error.
+/// What the file that is open as `source` would be as a checkpoint: the same as [`import`], but an incomplete match is no
+/// error, and no number is looked at.
 ///
 /// # Errors
-/// As [`import`].
-pub fn examine(path: &Path, hints: Hints) -> Result<ImportReport> {
-    Ok(import(path, &ImportOptions { hints, accept: Accept::Part })?.report)
+/// As [`import`], but for what only the numbers tell.
+pub fn examine(source: &Source, hints: Hints) -> Result<ImportReport> {
+    let options = ImportOptions { hints, accept: Accept::Part };
+    source.with_contents(|contents| Ok(Draft::new(source, &options, false).fill(contents)?.0))
 }
 
 /// A checkpoint in the making.
 struct Draft<'s> {
     source: &'s Source,
     options: &'s ImportOptions,
+    /// Whether numbers are looked at. If not, nothing is in its place.
+    reads: bool,
     places: Places,
     notes: Vec<String>,
 }
 
 type Metadata = std::collections::BTreeMap<String, String>;
 
-impl Draft<'_> {
+impl<'s> Draft<'s> {
+    fn new(source: &'s Source, options: &'s ImportOptions, reads: bool) -> Self {
+        Draft { source, options, reads, places: Places::new(), notes: Vec::new() }
+    }
+
     fn refuse(&self, expected: &str, found: impl Into<String>) -> Error {
         Error::format(self.source.path(), expected, found)
     }
@@ -91,7 +99,7 @@ impl Draft<'_> {
     fn fill(&mut self, contents: Contents<'_>) -> Result<(ImportReport, Metadata)> {
         let shapes: Vec<_> = contents.weights.iter().map(|(name, t)| (name.as_str(), t.shape())).collect();
         let shapes: &Shapes<'_> = &shapes;
-        let network = recognise(shapes, &self.options.hints)
+        let (network, encoder) = recognise(shapes, &self.options.hints)
             .map_err(|found| self.refuse("a ResNet that we know", found))?;
         let enough = match self.options.accept {
             Accept::Complete => network.complete(),
@@ -101,7 +109,6 @@ impl Draft<'_> {
         if !enough {
             return Err(self.partial_match(&network));
         }
-        let encoder = Encoder::new(network.config, 0, tch::Device::Cpu);
         self.take_weights(&network, &contents, &encoder)?;
         let bank = match &contents.bank {
             Some(bank) => self.take_bank(bank, &network)?,
@@ -205,6 +212,9 @@ impl Draft<'_> {
 
     /// A tensor as 32-bit floats: where it lies in the file if it lies there so.
     fn floats(&mut self, name: &str, tensor: &Tensor<'_>) -> Result<Place> {
+        if !self.reads {
+            return Ok(Place::Memory(Vec::new()));
+        }
         let bytes =
             as_f32(tensor).map_err(|found| self.refuse(&format!("finite floats in {name:.80}"), found))?;
         if tensor.dtype() != super::torch::Dtype::F32 {
