@@ -482,3 +482,24 @@ fn damaged_checkpoints_cost_an_error_at_most() {
     // Damage to a number leaves a checkpoint, damage to its description none.
     assert!((1..750).contains(&taken), "{taken} of 750");
 }
+
+#[test]
+fn a_file_that_refers_to_itself_without_end_is_cut_short() {
+    // Lists of 30,000 references to the next list, forty deep, in a legacy stream: three small pickles before it.
+    let mut pickle = b"\x80\x02]q\x00".to_vec();
+    for level in 1..40u8 {
+        pickle.extend(b"](");
+        for _ in 0..30_000 {
+            pickle.extend([b'h', level - 1]);
+        }
+        pickle.extend([b'e', b'q', level]);
+    }
+    pickle.push(b'.');
+    let magic = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M\xe9\x03.\x80\x02}X\x0d\x00\x00\x00little_endian\x88s.";
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), [&magic[..], &pickle, b"\x80\x02]q\x00."].concat()).unwrap();
+    let started = std::time::Instant::now();
+    let tree = inspect(file.path(), Hints::default()).unwrap().tree();
+    assert!(tree.contains("not shown") && tree.len() < 50_000_000, "{}", tree.len());
+    assert!(started.elapsed() < std::time::Duration::from_secs(20), "{:?}", started.elapsed());
+}

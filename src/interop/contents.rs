@@ -28,6 +28,11 @@ const WEIGHTS: [&str; 10] = [
 ];
 const BANK: &str = "lemniscate";
 const OPTIMIZER: [&str; 3] = ["optimizer", "optimizer_state_dict", "optim"];
+/// More entries than any dictionary has beside its plain values, more groups and parameters than any optimiser: a file
+/// that refers to the same things again and again must not keep us looking at them.
+const MAX_ENTRIES: usize = 256;
+const MAX_GROUPS: usize = 1024;
+const MAX_PARAMETERS: usize = 1 << 16;
 const BEST: [&str; 4] = ["best_prec1", "acc", "best_acc1", "best_acc"];
 
 /// A file's parts.
@@ -100,10 +105,17 @@ impl<'a> Contents<'a> {
         let direct = file.named_tensors(root)?;
         let entry = |keys: &[&str]| keys.iter().find_map(|key| pickle.entry(root, key));
         let mut groups = Vec::new();
+        let mut looked_into = 0;
         for &(key, value) in entries.iter() {
             let Some(key) = pickle.text(key) else { continue };
-            if key == BANK || OPTIMIZER.contains(&&*key) {
+            let plain = pickle.entries(value).is_none() && pickle.object(value).is_none();
+            let tensor = matches!(file.tensor(value), Ok(Some(_)));
+            if key == BANK || OPTIMIZER.contains(&&*key) || plain || tensor {
                 continue;
+            }
+            looked_into += 1;
+            if looked_into > MAX_ENTRIES {
+                break;
             }
             let tensors = file.named_tensors(value)?;
             if !tensors.is_empty() {
@@ -197,6 +209,9 @@ fn optimizer<'a>(file: &Checkpoint<'a>, id: Id) -> Result<Option<Optimizer<'a>>,
         return Ok(None);
     };
     let (Some(state), Some(groups)) = (pickle.entries(state), pickle.items(groups)) else { return Ok(None) };
+    if groups.len() > MAX_GROUPS {
+        return Err(format!("an optimiser of {} parameter groups", groups.len()));
+    }
     // Parameters are numbered; before PyTorch 1.6 they went by their address in memory.
     let by_key: HashMap<i64, Id> =
         state.iter().filter_map(|&(key, value)| Some((pickle.int(key)?, value))).collect();
@@ -212,6 +227,9 @@ fn optimizer<'a>(file: &Checkpoint<'a>, id: Id) -> Result<Option<Optimizer<'a>>,
             let tensor =
                 tensor.map_err(|reason| format!("momentum of parameter {}: {reason}", momentum.len()))?;
             momentum.push(tensor.flatten());
+            if momentum.len() > MAX_PARAMETERS {
+                return Err(format!("an optimiser of more than {MAX_PARAMETERS} parameters"));
+            }
         }
     }
     let of_group = |key: &str| number(file, pickle.entry(*groups.first()?, key)?);

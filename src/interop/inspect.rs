@@ -182,11 +182,18 @@ impl Walk<'_, '_> {
             let class = self.checkpoint.class(id).map_or_else(|| "object".to_owned(), |c| format!("{c:.80}"));
             return Node::Tree { class, entries: self.entries(attributes, depth) };
         }
+        // Long lists count for more, in case they are met again and again.
+        self.nodes += pickle.items(id).map_or(0, <[Id]>::len) / 64;
         match pickle.items(id) {
-            Some(items) if items.iter().any(|&item| self.plain(item).is_none()) => {
-                let numbered = items.iter().enumerate();
-                let entries =
-                    numbered.map(|(i, &item)| (i.to_string(), self.node(item, depth + 1))).collect();
+            Some(items) if !items.iter().all(|&item| self.is_scalar(item)) => {
+                let mut entries = Vec::new();
+                for (i, &item) in items.iter().enumerate() {
+                    if self.nodes > MAX_NODES {
+                        entries.push(too_much());
+                        break;
+                    }
+                    entries.push((i.to_string(), self.node(item, depth + 1)));
+                }
                 let class = if matches!(pickle.get(id), Value::Tuple(_)) { "tuple" } else { "list" };
                 Node::Tree { class: class.into(), entries }
             }
@@ -198,7 +205,7 @@ impl Walk<'_, '_> {
         let mut nodes = Vec::new();
         for &(key, value) in entries {
             if self.nodes > MAX_NODES {
-                nodes.push(("...".into(), Node::Value { text: "not shown: too much".into() }));
+                nodes.push(too_much());
                 break;
             }
             let pickle = self.checkpoint.pickle();
@@ -227,16 +234,19 @@ impl Walk<'_, '_> {
         })
     }
 
+    fn is_scalar(&self, id: Id) -> bool {
+        matches!(
+            self.checkpoint.pickle().get(id),
+            Value::None | Value::Bool(_) | Value::Int(_) | Value::Float(_) | Value::Str(_) | Value::OldStr(_)
+        )
+    }
+
     fn plain_items(&self, items: &[Id]) -> Option<String> {
-        let pickle = self.checkpoint.pickle();
-        let scalar = |&id: &Id| match pickle.get(id) {
-            Value::List(_) | Value::Tuple(_) => None,
-            _ => self.plain(id),
-        };
-        let shown: Vec<String> = items.iter().take(MAX_ITEMS).map(scalar).collect::<Option<_>>()?;
-        if !items.iter().skip(MAX_ITEMS).all(|id| scalar(id).is_some()) {
+        if !items.iter().all(|&item| self.is_scalar(item)) {
             return None;
         }
+        let shown: Vec<String> =
+            items.iter().take(MAX_ITEMS).map(|&item| self.plain(item)).collect::<Option<_>>()?;
         let more = items.len().saturating_sub(MAX_ITEMS);
         let more = if more > 0 { format!(", ... {more} more") } else { String::new() };
         Some(shown.join(", ") + &more)
@@ -255,6 +265,11 @@ fn tensor_node(tensor: &Tensor<'_>, traits: Vec<&'static str>) -> Node {
         traits,
         value,
     }
+}
+
+/// What stands for the rest of a list or dictionary.
+fn too_much() -> (String, Node) {
+    ("...".into(), Node::Value { text: "not shown: too much".into() })
 }
 
 /// A text without control characters, and not too long.

@@ -4,7 +4,7 @@
 //! numbers that `nn.Sequential(*resnet.children())` gives; in front of them may be any prefix (`module.`,
 //! `encoder_q.`, `backbone.`).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use serde::Serialize;
 
@@ -146,7 +146,8 @@ fn describe((name, shape): (&str, &[usize])) -> String {
 
 /// The prefix of the network to take, and of others like it.
 fn choose_prefix(tensors: &Shapes<'_>, given: Option<&str>) -> Result<(String, Vec<String>), String> {
-    let has = |name: &str| tensors.iter().any(|(n, _)| *n == name);
+    let names: HashSet<&str> = tensors.iter().map(|(name, _)| *name).collect();
+    let has = |name: &str| names.contains(name);
     let mut prefixes: Vec<&str> = tensors
         .iter()
         .filter(|(_, shape)| matches!(shape, [_, 3, _, _]))
