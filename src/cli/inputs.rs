@@ -25,6 +25,21 @@ pub fn bar(total: usize, what: &'static str) -> ProgressBar {
     bar
 }
 
+/// Does `work` under a [`bar`], which it tells how far it is.
+///
+/// # Errors
+/// Those of `work`.
+pub fn with_bar<T>(
+    total: usize,
+    what: &'static str,
+    work: impl FnOnce(&mut dyn FnMut(usize)) -> Result<T>,
+) -> Result<T> {
+    let bar = bar(total, what);
+    let result = work(&mut |done| bar.set_position(done as u64));
+    bar.finish_and_clear();
+    result
+}
+
 /// Decodes every image once, in parallel, and says what was found.
 ///
 /// # Errors

@@ -14,6 +14,7 @@ mod export;
 mod import;
 mod inputs;
 mod inspect;
+mod pretrained;
 mod settings;
 mod train;
 

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::inputs::{absolute, bar, data_name, preset_for, stored_path, without_unreadable};
 use super::settings::Settings;
-use super::{eval, say};
+use super::{eval, pretrained, say};
 use crate::checkpoint::atomic;
 use crate::checkpoint::run_folder::{self, RunFolder};
 use crate::checkpoint::signals::Interrupt;
@@ -15,9 +15,8 @@ use crate::data::dataset::{Dataset, Splits};
 use crate::data::detect::{self, OpenOptions};
 use crate::error::{Error, Result};
 use crate::interop;
-use crate::model::Encoder;
 use crate::report::{MetricsWriter, Reporter, SilentReporter, curves, metrics, progress};
-use crate::train::start::{self, Found};
+use crate::train::start;
 use crate::train::state::{DataIdentity, TrainState};
 use crate::train::step::Objective;
 use crate::train::{self, Session, Summary};
@@ -137,7 +136,7 @@ fn fresh(arguments: &Arguments) -> Result<()> {
     let stored_path = stored_path(&data, splits.format)?;
     let weights = arguments.pretrained.as_deref().map(interop::find_trunk).transpose()?;
     let network = match &weights {
-        Some(weights) => network_of(weights)?,
+        Some(weights) => pretrained::network_of(weights)?,
         None => toml::Table::new(),
     };
     let layers = [("--pretrained", network), ("--config", file), ("flags", flags)];
@@ -155,7 +154,9 @@ fn fresh(arguments: &Arguments) -> Result<()> {
     }
     start::noise(&config, &splits.train)?;
     let encoder = match &weights {
-        Some(weights) => pretrained(weights, &config, device, arguments)?,
+        Some(weights) => {
+            pretrained::encoder_from(weights, &config, device, |message| warn(arguments, message))?
+        }
         None => start::fresh_encoder(&config, device),
     };
     for note in &splits.notes {
@@ -344,52 +345,6 @@ fn keep_index(written: &Path, folder: &RunFolder) -> Result<()> {
 fn checked(splits: Splits, config: &TrainConfig) -> Result<Splits> {
     let check = |split| without_unreadable(split, config.quarantine, config.threads);
     Ok(Splits { train: check(splits.train)?, test: splits.test.map(check).transpose()?, ..splits })
-}
-
-/// The settings that weights decide: a run that starts from them has their network unless it is told otherwise.
-fn network_of(weights: &Found) -> Result<toml::Table> {
-    let config = &weights.saved.config;
-    toml::Table::try_from(serde_json::json!({
-        "arch": config.arch, "family": config.family, "width": config.width,
-    }))
-    .map_err(|e| Error::usage(e.to_string()))
-}
-
-/// An encoder that starts from `weights`, the head as needed.
-fn pretrained(
-    weights: &Found,
-    config: &TrainConfig,
-    device: tch::Device,
-    arguments: &Arguments,
-) -> Result<Encoder> {
-    let theirs = weights.saved.config.encoder();
-    let ours = config.encoder();
-    if (theirs.arch, theirs.family, theirs.width) != (ours.arch, ours.family, ours.width) {
-        return Err(Error::Usage {
-            message: format!(
-                "--pretrained {}: it holds a {} ({}, width {}), but the settings ask for a {} ({}, width {})",
-                weights.path().display(),
-                theirs.arch,
-                theirs.family,
-                theirs.width,
-                ours.arch,
-                ours.family,
-                ours.width
-            ),
-            hint: Some("drop --arch, --family and --width: a run takes them from the weights".into()),
-        });
-    }
-    for note in &weights.notes {
-        warn(arguments, note);
-    }
-    let (encoder, head) = train::state::load_trunk(&weights.checkpoint, config, device)?;
-    if !head {
-        warn(
-            arguments,
-            &format!("its head does not give {} numbers: the new one starts at random", ours.embed_dim),
-        );
-    }
-    Ok(encoder)
 }
 
 fn describe(config: &TrainConfig, splits: &Splits, run: &Path) -> String {

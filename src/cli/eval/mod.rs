@@ -1,11 +1,15 @@
 //! `lemniscate eval`: weighted kNN of a checkpoint's features.
 
+mod banks;
+mod picture;
+
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use super::inputs::{bar, open_run_data};
+use self::banks::Banks;
+use super::inputs::{open_run_data, with_bar};
 use super::say;
 use super::settings::Settings;
 use crate::bank::MemoryBank;
@@ -14,16 +18,15 @@ use crate::config::name_of;
 use crate::data::dataset::{Dataset, Splits};
 use crate::data::detect::DataFormat;
 use crate::error::{Error, Result};
-use crate::eval::features::{Input, embed_layers, unit_rows};
+use crate::eval::features::Input;
 use crate::eval::knn::{self, Confusion, GridCell, Neighbors};
 use crate::eval::monitor::{self, Queries};
 use crate::interop;
 use crate::model::device::DeviceChoice;
 use crate::model::{Encoder, Layer};
 use crate::report::confusion::confusion_svg;
-use crate::report::contact_sheet::{self, Tile, contact_sheet};
-use crate::train::start::{self, Found};
-use crate::train::state::{load_bank, load_encoder};
+use crate::train::start::Found;
+use crate::train::state::load_encoder;
 
 /// What queries are compared with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, clap::ValueEnum)]
@@ -229,7 +232,7 @@ pub fn evaluate(request: &Request) -> Result<()> {
         atomic::write_text(path, &confusion_svg(&detail.title, &detail.confusion, splits.train.classes()))?;
     }
     match &request.picture {
-        Some(path) => draw(path, &splits, &queries[0], &detail.neighbors),
+        Some(path) => picture::draw(path, &splits, &queries[0], &detail.neighbors),
         None => Ok(()),
     }
 }
@@ -278,75 +281,6 @@ fn test(
         }
     }
     (rows, detail.expect("there is a first layer, and a bank of it"))
-}
-
-/// What queries are compared with, not yet computed.
-struct Banks<'a> {
-    encoder: &'a Encoder,
-    train: &'a Dataset,
-    layers: &'a [Layer],
-    live: Option<MemoryBank>,
-    recompute: bool,
-}
-
-impl<'a> Banks<'a> {
-    /// Loads the live bank if it is wanted, and refuses what cannot be.
-    fn new(request: &'a Request, found: &Found, encoder: &'a Encoder, splits: &'a Splits) -> Result<Self> {
-        let (live, recompute) = match request.source {
-            Source::Live => (true, false),
-            Source::Recomputed => (false, true),
-            Source::Both => (true, true),
-        };
-        if !recompute && request.layers.iter().any(|layer| *layer != Layer::Embedding) {
-            return Err(Error::usage(
-                "the live bank holds embeddings; other layers go with --bank recomputed",
-            ));
-        }
-        if live && !found.saved.data.is_of(&start::identify(splits)?) {
-            return Err(Error::Data {
-                path: splits.root.clone(),
-                reason: "these are not the images that the live bank's rows belong to".into(),
-                hint: Some("--bank recomputed computes the features of these images".into()),
-            });
-        }
-        let live = (live && request.layers.contains(&Layer::Embedding))
-            .then(|| load_bank(&found.checkpoint))
-            .transpose()?;
-        Ok(Banks { encoder, train: &splits.train, layers: &request.layers, live, recompute })
-    }
-
-    /// Every layer with every bank there is of it, in one pass over the training images.
-    fn compute(self, input: &Input) -> Result<Vec<(Layer, Source, MemoryBank)>> {
-        let Banks { encoder, train, layers, mut live, recompute } = self;
-        let order = train.trainable_indices();
-        let features = match recompute {
-            true => with_bar(order.len(), "embedding training images", |progress| {
-                embed_layers(encoder, train, order.clone(), input, layers, progress)
-            })?,
-            false => Vec::new(),
-        };
-        let mut features = features.into_iter();
-        let mut banks = Vec::new();
-        for &layer in layers {
-            if layer == Layer::Embedding
-                && let Some(bank) = live.take()
-            {
-                banks.push((layer, Source::Live, bank));
-            }
-            let Some(mut features) = features.next() else { continue };
-            let dim = encoder.config().dim_at(layer) as usize;
-            if layer != Layer::Embedding {
-                unit_rows(&mut features, dim);
-            }
-            // Rows of quarantined images stay zero; the search passes over them.
-            let mut rows = vec![0.0; train.len() * dim];
-            for (&index, feature) in order.iter().zip(features.chunks_exact(dim)) {
-                rows[index as usize * dim..][..dim].copy_from_slice(feature);
-            }
-            banks.push((layer, Source::Recomputed, MemoryBank::from_rows(train.len(), dim, rows)));
-        }
-        Ok(banks)
-    }
 }
 
 /// Adds the results to `evaluations.jsonl` of the run that the checkpoint lies in, if it lies in one.
@@ -451,63 +385,4 @@ fn report_label_free(
         measured.alignment,
         measured.uniformity
     ))
-}
-
-/// Queries and neighbours in the picture.
-const PICTURE_ROWS: usize = 10;
-const PICTURE_NEIGHBORS: usize = 12;
-
-/// One row per query: itself, then its nearest training images, framed by whether the class agrees.
-fn draw(path: &Path, splits: &Splits, queries: &Queries, neighbors: &Neighbors) -> Result<()> {
-    let asked = splits.test.as_ref().unwrap_or(&splits.train);
-    let mut rows = Vec::new();
-    for q in one_of_each_class(&queries.labels, PICTURE_ROWS) {
-        let mut row = vec![Tile { image: asked.load(queries.indices[q] as usize)?, frame: None }];
-        for &i in neighbors.of(q).0.iter().take(PICTURE_NEIGHBORS) {
-            let same = splits.train.label(i as usize) == Some(queries.labels[q]);
-            let frame = Some(if same { contact_sheet::SAME } else { contact_sheet::OTHER });
-            row.push(Tile { image: splits.train.load(i as usize)?, frame });
-        }
-        rows.push(row);
-    }
-    let sheet = contact_sheet(&rows, 64);
-    sheet.save(path).map_err(|e| Error::io(path, "write the picture", std::io::Error::other(e)))
-}
-
-/// Positions of `n` queries that take turns through the classes: the first of each, then the second of each.
-fn one_of_each_class(labels: &[u32], n: usize) -> Vec<usize> {
-    let mut seen = std::collections::HashMap::new();
-    let mut turns: Vec<(usize, u32, usize)> = labels
-        .iter()
-        .enumerate()
-        .map(|(q, &label)| {
-            let count = seen.entry(label).or_insert(0usize);
-            *count += 1;
-            (*count, label, q)
-        })
-        .collect();
-    turns.sort_unstable();
-    turns.into_iter().take(n).map(|(_, _, q)| q).collect()
-}
-
-fn with_bar<T>(
-    total: usize,
-    what: &'static str,
-    work: impl FnOnce(&mut dyn FnMut(usize)) -> Result<T>,
-) -> Result<T> {
-    let bar = bar(total, what);
-    let result = work(&mut |done| bar.set_position(done as u64));
-    bar.finish_and_clear();
-    result
-}
-
-#[cfg(test)]
-mod tests {
-    use super::one_of_each_class;
-
-    #[test]
-    fn queries_take_turns_through_the_classes() {
-        assert_eq!(one_of_each_class(&[2, 2, 0, 1, 0], 4), [2, 3, 0, 4]);
-        assert_eq!(one_of_each_class(&[7], 4), [0]);
-    }
 }
