@@ -40,7 +40,7 @@ const OF_A_RUN: [&str; 6] = [CONFIG, MANIFEST, METRICS, LAST, PREVIOUS, BEST];
 pub struct RunFolder {
     path: PathBuf,
     /// Keeps the lock; `None` on a file system that has no locks.
-    lock: Option<File>,
+    lock: Option<Lock>,
     /// Whether `last.ckpt` is known to be whole, so that it may take the place of the previous one.
     last_is_good: bool,
 }
@@ -215,8 +215,20 @@ pub fn load_latest(folder: &Path) -> Result<Loaded> {
     Err(Error::Resume { path: folder.to_owned(), reason, hint })
 }
 
+/// A lock that is held.
+#[derive(Debug)]
+struct Lock(File);
+
+impl Drop for Lock {
+    /// Closing the file would do, but for a child that another thread is just starting: until it runs its own program it
+    /// has the file open too.
+    fn drop(&mut self) {
+        let _ = self.0.unlock();
+    }
+}
+
 /// Locks a run folder. The system gives the lock back however the process ends.
-fn lock(folder: &Path) -> Result<Option<File>> {
+fn lock(folder: &Path) -> Result<Option<Lock>> {
     let path = folder.join(LOCK);
     let mut file = OpenOptions::new()
         .read(true)
@@ -242,7 +254,7 @@ fn lock(folder: &Path) -> Result<Option<File>> {
     file.set_len(0)
         .and_then(|()| file.write_all(holder.as_bytes()))
         .map_err(|e| Error::io(&path, "write", e))?;
-    Ok(Some(file))
+    Ok(Some(Lock(file)))
 }
 
 /// ` on HOST`, where the system says so in a file: a shared folder may be in use on another machine.
