@@ -13,6 +13,17 @@ use super::precision::Precision;
 const NORM_MOMENTUM: f64 = 0.1;
 pub(crate) const NORM_EPSILON: f64 = 1e-5;
 
+/// Input channels from which oneDNN's strided 1×1 convolutions can be trusted. With fewer than one of its blocks (8 with
+/// AVX2, 16 with AVX-512) and channels-last maps, the gradient of the weights is written past its workspace: a
+/// corrupted heap or wrong numbers (oneDNN issue 6035, found open in libtorch 2.11). Only networks narrower than
+/// the published ones have such layers.
+const ONEDNN_BLOCK: i64 = 16;
+
+/// Every `step`th row and column of `maps` `[B, C, H, W]`: what a 1×1 convolution of that stride looks at.
+fn every(step: i64, maps: &Tensor) -> Tensor {
+    maps.slice(2, None, None, step).slice(3, None, None, step)
+}
+
 /// How a forward pass is run.
 #[derive(Clone, Copy)]
 pub(super) struct Pass {
@@ -179,14 +190,13 @@ impl ConvNorm {
     fn forward(&self, input: &Tensor, pass: Pass) -> Tensor {
         // The cast is part of the graph: gradients arrive at the fp32 master. It keeps channels-last memory.
         let kernel = self.kernel.to_kind(pass.precision.kind());
-        let maps = input.conv2d(
-            &kernel,
-            None::<Tensor>,
-            [self.stride, self.stride],
-            [self.padding, self.padding],
-            [1, 1],
-            1,
-        );
+        let narrow = kernel.size()[1] < ONEDNN_BLOCK && self.padding == 0 && self.stride > 1;
+        let (input, stride) = match narrow {
+            true => (&every(self.stride, input), 1),
+            false => (input, self.stride),
+        };
+        let maps =
+            input.conv2d(&kernel, None::<Tensor>, [stride, stride], [self.padding, self.padding], [1, 1], 1);
         let training = pass.mode == Mode::Train;
         if training {
             let channels = self.weight.numel();
