@@ -19,6 +19,7 @@ pub mod interop;
 pub mod model;
 pub mod objective;
 pub mod optim;
+pub mod page;
 pub mod pickle;
 pub mod report;
 pub mod rng;

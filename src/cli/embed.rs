@@ -2,18 +2,15 @@
 
 use std::path::PathBuf;
 
-use super::inputs::{bar, open_run_data, without_unreadable};
+use super::inputs::{bar, without_unreadable};
 use super::say;
+use super::subject::{Subject, SubjectArguments};
 use crate::checkpoint::signals::Interrupt;
-use crate::data::detect::DataFormat;
 use crate::data::loader::View;
 use crate::error::{Error, Result};
-use crate::eval::features::{EVALUATION_BATCH, Input, embed_each};
-use crate::interop;
+use crate::eval::features::{EVALUATION_BATCH, embed_each};
 use crate::interop::embeddings::{Format, Identity, Partial};
-use crate::model::device::DeviceChoice;
 use crate::model::{Encoder, Layer, to_vec_f32};
-use crate::train::state::load_encoder;
 
 /// Parts of a data set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -31,12 +28,8 @@ pub enum Split {
 Examples:\n  lemniscate embed runs/a photos/ --out photos.parquet\n  lemniscate embed runs/a --split test --layer pooled --out test.npy"
 )]
 pub struct Arguments {
-    /// A checkpoint (ours, PyTorch's, safetensors), or a run folder (its newest checkpoint)
-    #[arg(value_name = "CKPT|RUN")]
-    checkpoint: PathBuf,
-    /// The images [default: those of the run]
-    #[arg(value_name = "DATA")]
-    data: Option<PathBuf>,
+    #[command(flatten)]
+    subject: SubjectArguments,
     /// The file: .npy, .safetensors (arrays, row = image), .parquet or .csv (tables with names and labels)
     #[arg(short, long, value_name = "FILE")]
     out: PathBuf,
@@ -49,18 +42,6 @@ pub struct Arguments {
     /// Go on without unreadable images: NaN in an array, left out of a table
     #[arg(long)]
     quarantine: bool,
-    /// How DATA is laid out; detected unless given
-    #[arg(long, value_enum)]
-    data_format: Option<DataFormat>,
-    /// Test images kept elsewhere than in DATA
-    #[arg(long, value_name = "PATH")]
-    test_data: Option<PathBuf>,
-    /// Decoding threads [default: the checkpoint's]
-    #[arg(short = 'j', long)]
-    workers: Option<usize>,
-    /// auto, cpu, cuda, cuda:N or mps
-    #[arg(long, default_value = "auto")]
-    device: DeviceChoice,
     /// Replace FILE if it is there
     #[arg(long)]
     force: bool,
@@ -75,16 +56,8 @@ pub fn run(arguments: Arguments) -> Result<()> {
             hint: Some("--force replaces it".into()),
         });
     }
-    if arguments.workers == Some(0) {
-        return Err(Error::usage("--workers must be at least 1"));
-    }
-    let found = interop::find(&arguments.checkpoint)?;
-    for note in &found.notes {
-        eprintln!("note: {note}");
-    }
+    let Subject { found, splits, encoder, input } = arguments.subject.open()?;
     let config = &found.saved.config;
-    let splits =
-        open_run_data(&found, arguments.data.as_deref(), arguments.data_format, arguments.test_data)?;
     let root = splits.root.clone();
     let data = match arguments.split {
         Split::Train => splits.train,
@@ -95,9 +68,6 @@ pub fn run(arguments: Arguments) -> Result<()> {
         })?,
     };
     let data = if arguments.quarantine { without_unreadable(data, true, config.threads)? } else { data };
-    let device = arguments.device.resolve()?;
-    let encoder = load_encoder(&found.checkpoint, config, device)?;
-    let input = Input::new(config.family, config.image_size, arguments.workers.unwrap_or(config.workers));
     let indices = data.trainable_indices();
     let identity = Identity {
         encoder: hash(&encoder),

@@ -16,6 +16,7 @@ mod inputs;
 mod inspect;
 mod pretrained;
 mod settings;
+mod subject;
 mod train;
 
 /// Image features without labels: memory-bank instance discrimination (Wu et al., CVPR 2018)

@@ -85,7 +85,7 @@ pub fn run(arguments: Arguments) -> Result<()> {
     }
     match (&arguments.resume, arguments.evaluate) {
         (Some(path), true) => {
-            eval::evaluate(&eval::Request::of(path, arguments.data.clone(), &arguments.settings)?)
+            eval::run(eval::Arguments::of(path, arguments.data.clone(), &arguments.settings)?)
         }
         (Some(path), false) => resume(path, &arguments),
         (None, _) => fresh(&arguments),

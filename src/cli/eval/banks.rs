@@ -1,13 +1,14 @@
 //! The rows that queries are compared with.
 
-use super::{Request, Source};
+use super::{Arguments, Source};
 use crate::bank::MemoryBank;
 use crate::cli::inputs::with_bar;
-use crate::data::dataset::{Dataset, Splits};
+use crate::cli::subject::Subject;
+use crate::data::dataset::Dataset;
 use crate::error::{Error, Result};
 use crate::eval::features::{Input, embed_layers, unit_rows};
 use crate::model::{Encoder, Layer};
-use crate::train::start::{self, Found};
+use crate::train::start;
 use crate::train::state::load_bank;
 
 /// What queries are compared with, not yet computed.
@@ -24,12 +25,8 @@ impl<'a> Banks<'a> {
     ///
     /// # Errors
     /// If the live bank has no such layer, or belongs to other images.
-    pub fn new(
-        request: &'a Request,
-        found: &Found,
-        encoder: &'a Encoder,
-        splits: &'a Splits,
-    ) -> Result<Self> {
+    pub fn new(request: &'a Arguments, subject: &'a Subject) -> Result<Self> {
+        let Subject { found, splits, encoder, .. } = subject;
         let (live, recompute) = match request.source {
             Source::Live => (true, false),
             Source::Recomputed => (false, true),

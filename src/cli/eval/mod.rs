@@ -3,30 +3,25 @@
 mod banks;
 mod picture;
 
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
 use self::banks::Banks;
-use super::inputs::{open_run_data, with_bar};
+use super::inputs::with_bar;
 use super::say;
 use super::settings::Settings;
+use super::subject::{Subject, SubjectArguments};
 use crate::bank::MemoryBank;
-use crate::checkpoint::{atomic, run_folder};
+use crate::checkpoint::atomic;
 use crate::config::name_of;
-use crate::data::dataset::{Dataset, Splits};
-use crate::data::detect::DataFormat;
+use crate::data::dataset::Dataset;
 use crate::error::{Error, Result};
-use crate::eval::features::Input;
 use crate::eval::knn::{self, Confusion, GridCell, Neighbors};
 use crate::eval::monitor::{self, Queries};
-use crate::interop;
+use crate::model::Layer;
 use crate::model::device::DeviceChoice;
-use crate::model::{Encoder, Layer};
 use crate::report::confusion::confusion_svg;
-use crate::train::start::Found;
-use crate::train::state::load_encoder;
 
 /// What queries are compared with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, clap::ValueEnum)]
@@ -43,36 +38,20 @@ pub enum Source {
 /// Flags of `lemniscate eval`.
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// A checkpoint (ours, PyTorch's, safetensors), or a run folder (its newest checkpoint)
-    #[arg(value_name = "CKPT|RUN")]
-    checkpoint: PathBuf,
-    /// The images [default: those of the run]
-    #[arg(value_name = "DATA")]
-    data: Option<PathBuf>,
+    #[command(flatten)]
+    subject: SubjectArguments,
     /// Neighbours that vote; a list tries each
-    #[arg(short, long = "knn-k", value_delimiter = ',', default_value = "200")]
-    k: Vec<usize>,
+    #[arg(short = 'k', long = "knn-k", value_name = "K", value_delimiter = ',', default_value = "200")]
+    ks: Vec<usize>,
     /// Temperature of the vote; a list tries each [default: the checkpoint's]
-    #[arg(short, long, value_delimiter = ',')]
-    temperature: Vec<f64>,
+    #[arg(short, long = "temperature", value_name = "TEMPERATURE", value_delimiter = ',')]
+    temperatures: Vec<f64>,
     /// What the queries are compared with
-    #[arg(long, value_enum, default_value = "recomputed")]
-    bank: Source,
-    /// How DATA is laid out; detected unless given
-    #[arg(long, value_enum)]
-    data_format: Option<DataFormat>,
-    /// Test images kept elsewhere than in DATA
-    #[arg(long, value_name = "PATH")]
-    test_data: Option<PathBuf>,
-    /// Decoding threads [default: the checkpoint's]
-    #[arg(short = 'j', long)]
-    workers: Option<usize>,
-    /// auto, cpu, cuda, cuda:N or mps
-    #[arg(long, default_value = "auto")]
-    device: DeviceChoice,
+    #[arg(long = "bank", value_enum, default_value = "recomputed")]
+    source: Source,
     /// Where features are taken: embedding, pooled, stage1 to stage4 (averaged over their places); a list tries each
-    #[arg(long, value_delimiter = ',', default_value = "embedding")]
-    layer: Vec<Layer>,
+    #[arg(long = "layer", value_name = "LAYER", value_delimiter = ',', default_value = "embedding")]
+    layers: Vec<Layer>,
     /// Print the accuracy of each class too
     #[arg(long)]
     per_class: bool,
@@ -87,25 +66,7 @@ pub struct Arguments {
     json: bool,
 }
 
-/// What to test, and how.
-pub struct Request {
-    checkpoint: PathBuf,
-    data: Option<PathBuf>,
-    ks: Vec<usize>,
-    temperatures: Vec<f64>,
-    source: Source,
-    data_format: Option<DataFormat>,
-    test_data: Option<PathBuf>,
-    workers: Option<usize>,
-    device: DeviceChoice,
-    layers: Vec<Layer>,
-    per_class: bool,
-    confusion: Option<PathBuf>,
-    picture: Option<PathBuf>,
-    json: bool,
-}
-
-impl Request {
+impl Arguments {
     /// The test of `train --resume CHECKPOINT --evaluate`: k = 200 and T of the checkpoint as published, against both
     /// banks. Of the training flags those that mean something here are taken, the others passed over, as published.
     ///
@@ -125,43 +86,18 @@ impl Request {
         };
         let device = take("device").map(toml::Value::try_into).transpose().map_err(wrong)?;
         let workers = take("workers").map(toml::Value::try_into).transpose().map_err(wrong)?;
-        Ok(Self {
+        let subject = SubjectArguments {
             checkpoint: checkpoint.to_owned(),
             data,
-            ks,
-            temperatures,
-            source: Source::Both,
             data_format: settings.data_format(),
             test_data: settings.test_data.clone(),
             workers,
             device: device.unwrap_or(DeviceChoice::Auto),
-            layers: vec![Layer::Embedding],
-            per_class: false,
-            confusion: None,
-            picture: None,
-            json: false,
-        })
+        };
+        let (layers, source) = (vec![Layer::Embedding], Source::Both);
+        let (per_class, confusion, picture, json) = (false, None, None, false);
+        Ok(Self { subject, ks, temperatures, source, layers, per_class, confusion, picture, json })
     }
-}
-
-/// Tests a checkpoint and prints the numbers.
-pub fn run(arguments: Arguments) -> Result<()> {
-    evaluate(&Request {
-        checkpoint: arguments.checkpoint,
-        data: arguments.data,
-        ks: arguments.k,
-        temperatures: arguments.temperature,
-        source: arguments.bank,
-        data_format: arguments.data_format,
-        test_data: arguments.test_data,
-        workers: arguments.workers,
-        device: arguments.device,
-        layers: arguments.layer,
-        per_class: arguments.per_class,
-        confusion: arguments.confusion,
-        picture: arguments.picture,
-        json: arguments.json,
-    })
 }
 
 /// One test: settings and numbers.
@@ -185,61 +121,55 @@ struct Detail {
     title: String,
 }
 
-/// See [`run`].
-pub fn evaluate(request: &Request) -> Result<()> {
-    if let Some(t) = request.temperatures.iter().find(|t| !(t.is_finite() && **t > 0.0)) {
+/// Tests a checkpoint and prints the numbers.
+pub fn run(arguments: Arguments) -> Result<()> {
+    if let Some(t) = arguments.temperatures.iter().find(|t| !(t.is_finite() && **t > 0.0)) {
         return Err(Error::usage(format!("--temperature must be positive, found {t}")));
     }
-    if request.ks.contains(&0) {
+    if arguments.ks.contains(&0) {
         return Err(Error::usage("-k must be at least 1"));
     }
-    let found = interop::find(&request.checkpoint)?;
-    for note in &found.notes {
-        eprintln!("note: {note}");
-    }
-    let config = &found.saved.config;
-    let device = request.device.resolve()?;
-    let splits =
-        open_run_data(&found, request.data.as_deref(), request.data_format, request.test_data.clone())?;
-    let encoder = load_encoder(&found.checkpoint, config, device)?;
-    let input = Input::new(config.family, config.image_size, request.workers.unwrap_or(config.workers));
-    let banks = Banks::new(request, &found, &encoder, &splits)?;
+    let subject = arguments.subject.open()?;
+    let banks = Banks::new(&arguments, &subject)?;
+    let Subject { splits, encoder, input, .. } = &subject;
     let n_queries = splits.test.as_ref().map_or(0, Dataset::len);
     let queries = with_bar(n_queries, "embedding test images", |progress| {
-        monitor::queries_at(&encoder, &splits, &input, &request.layers, progress)
+        monitor::queries_at(encoder, splits, input, &arguments.layers, progress)
     })?;
-    if !request.json {
-        say(describe(&found, &splits))?;
+    if !arguments.json {
+        say(subject.describe())?;
     }
-    let banks = banks.compute(&input)?;
+    let banks = banks.compute(input)?;
     let Some(queries) = queries else {
         for (layer, source, bank) in &banks {
             if *layer == Layer::Embedding {
-                report_label_free(request, *source, &encoder, bank, &splits, &input, &found)?;
+                report_label_free(arguments.json, *source, bank, &subject)?;
             }
         }
-        if request.picture.is_some() || request.confusion.is_some() || request.per_class {
+        if arguments.picture.is_some() || arguments.confusion.is_some() || arguments.per_class {
             return Err(Error::usage(
                 "--picture, --confusion and --per-class need labels, and this data has none",
             ));
         }
         return Ok(());
     };
-    let (rows, detail) = test(request, &banks, &queries, &splits.train, config.temperature);
-    print_rows(request, &rows, &splits.train)?;
-    record(&found, &splits, &rows, queries[0].labels.len())?;
-    if let Some(path) = &request.confusion {
+    let temperature = subject.found.saved.config.temperature;
+    let (rows, detail) = test(&arguments, &banks, &queries, &splits.train, temperature);
+    print_rows(arguments.json, &rows, &splits.train)?;
+    let results: Vec<_> = rows.iter().map(|row| serde_json::json!(row)).collect();
+    subject.record("knn", results)?;
+    if let Some(path) = &arguments.confusion {
         atomic::write_text(path, &confusion_svg(&detail.title, &detail.confusion, splits.train.classes()))?;
     }
-    match &request.picture {
-        Some(path) => picture::draw(path, &splits, &queries[0], &detail.neighbors),
+    match &arguments.picture {
+        Some(path) => picture::draw(path, splits, &queries[0], &detail.neighbors),
         None => Ok(()),
     }
 }
 
 /// Every k, T, layer and bank; and the details of the first layer's last bank with the first k and T.
 fn test(
-    request: &Request,
+    request: &Arguments,
     banks: &[(Layer, Source, MemoryBank)],
     queries: &[Queries],
     train: &Dataset,
@@ -283,50 +213,8 @@ fn test(
     (rows, detail.expect("there is a first layer, and a bank of it"))
 }
 
-/// Adds the results to `evaluations.jsonl` of the run that the checkpoint lies in, if it lies in one.
-fn record(found: &Found, splits: &Splits, rows: &[Row], queries: usize) -> Result<()> {
-    let Some(run) = found.path().parent().filter(|folder| folder.join(run_folder::CONFIG).is_file()) else {
-        return Ok(());
-    };
-    let path = run.join(run_folder::EVALUATIONS);
-    let mut text = String::new();
-    for row in rows {
-        let line = serde_json::json!({
-            "checkpoint": found.path().file_name().map(|name| name.to_string_lossy()),
-            "epoch": found.saved.progress.epoch, "step": found.saved.progress.step,
-            "data": splits.root.to_string_lossy(), "images": splits.train.len(), "queries": queries,
-            "leave_one_out": splits.test.is_none(), "knn": row,
-        });
-        text += &format!("{line}\n");
-    }
-    let append = |path: &Path| {
-        let mut file = std::fs::OpenOptions::new().create(true).append(true).open(path)?;
-        file.write_all(text.as_bytes())
-    };
-    append(&path).map_err(|e| Error::io(&path, "add the results", e))
-}
-
-fn describe(found: &Found, splits: &Splits) -> String {
-    let config = &found.saved.config;
-    let queries = match &splits.test {
-        Some(test) => format!("{} test images", test.len()),
-        None => "leave-one-out on the training images (there is no test split)".into(),
-    };
-    format!(
-        "{}: {} ({}), {}-d; {} epochs finished, {} steps\n{}: {} training images; {queries}",
-        found.path().display(),
-        name_of(config.arch),
-        name_of(config.family),
-        config.embed_dim,
-        found.saved.progress.epoch,
-        found.saved.progress.step,
-        splits.root.display(),
-        splits.train.len(),
-    )
-}
-
-fn print_rows(request: &Request, rows: &[Row], train: &Dataset) -> Result<()> {
-    if request.json {
+fn print_rows(json: bool, rows: &[Row], train: &Dataset) -> Result<()> {
+    if json {
         for row in rows {
             say(serde_json::to_string(row).map_err(|e| Error::usage(format!("JSON: {e}")))?)?;
         }
@@ -358,20 +246,13 @@ fn print_rows(request: &Request, rows: &[Row], train: &Dataset) -> Result<()> {
     say(format_args!("chance: {:.2} %", 100.0 / train.n_classes() as f64))
 }
 
-fn report_label_free(
-    request: &Request,
-    source: Source,
-    encoder: &Encoder,
-    bank: &MemoryBank,
-    splits: &Splits,
-    input: &Input,
-    found: &Found,
-) -> Result<()> {
+fn report_label_free(json: bool, source: Source, bank: &MemoryBank, subject: &Subject) -> Result<()> {
+    let Subject { found, splits, encoder, input } = subject;
     let config = &found.saved.config;
     let epoch = found.saved.progress.epoch;
     let measured =
         monitor::label_free(encoder, bank, &splits.train, &config.augmentation, input, config.seed, epoch)?;
-    if request.json {
+    if json {
         return say(serde_json::json!({
             "bank": source, "own_row_first": measured.own_row_first,
             "alignment": measured.alignment, "uniformity": measured.uniformity, "images": measured.images,
