@@ -56,8 +56,14 @@ pub fn scan_with_progress(dataset: &Dataset, threads: usize) -> Result<ScanRepor
 /// # Errors
 /// [`Error::Unreadable`].
 pub fn without_unreadable(split: Dataset, quarantine: bool, threads: usize) -> Result<Dataset> {
-    // The other layouts hold pixels, which are checked when they are opened.
-    if !matches!(split.format(), DataFormat::Folder | DataFormat::Flat | DataFormat::List) {
+    let needed = match split.format() {
+        DataFormat::Folder | DataFormat::Flat | DataFormat::List => true,
+        // Each image was decoded when it was packed; damage since then shows when it is read.
+        DataFormat::Packed => quarantine,
+        // The other layouts hold pixels, which are checked when they are opened.
+        _ => false,
+    };
+    if !needed {
         return Ok(split);
     }
     let report = scan_with_progress(&split, threads)?;

@@ -1,4 +1,4 @@
-//! `lemniscate inspect`: what a checkpoint holds.
+//! `lemniscate inspect`: what a checkpoint or a packed data set holds.
 
 use std::path::PathBuf;
 
@@ -10,7 +10,7 @@ use crate::interop::recognise::Hints;
 /// Flags of `lemniscate inspect`.
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// A checkpoint of ours, a PyTorch file, or safetensors
+    /// A checkpoint of ours, a PyTorch file, safetensors, or a packed data set
     #[arg(value_name = "FILE")]
     file: PathBuf,
     /// Where in the file to look for the network

@@ -14,6 +14,7 @@ mod export;
 mod import;
 mod inputs;
 mod inspect;
+mod pack;
 mod pretrained;
 mod settings;
 mod subject;
@@ -38,7 +39,9 @@ enum Command {
     Embed(embed::Arguments),
     /// Say what a data set holds: classes, sizes, duplicates, unreadable files
     Data(data::Arguments),
-    /// Say what a checkpoint holds, ours or PyTorch's
+    /// Make one file of a data set, which loads faster
+    Pack(pack::Arguments),
+    /// Say what a checkpoint holds, ours or PyTorch's, or a packed data set
     Inspect(inspect::Arguments),
     /// Make a checkpoint of a PyTorch or safetensors file
     Import(import::Arguments),
@@ -53,6 +56,7 @@ pub fn main() -> ExitCode {
         Command::Eval(arguments) => eval::run(arguments),
         Command::Embed(arguments) => embed::run(arguments),
         Command::Data(arguments) => data::run(arguments),
+        Command::Pack(arguments) => pack::run(arguments),
         Command::Inspect(arguments) => inspect::run(arguments),
         Command::Import(arguments) => import::run(arguments),
         Command::Export(arguments) => export::run(arguments),

@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use super::dataset::{Dataset, Splits};
-use super::{cifar, folder, idx, list, synthetic};
+use super::{cifar, folder, idx, list, packed, synthetic};
 use crate::error::{Error, Result};
 
 /// The layouts that are read; `--data-format` forces one.
@@ -23,6 +23,8 @@ pub enum DataFormat {
     CifarPython,
     /// MNIST-like idx files, plain or .gz.
     Idx,
+    /// One file made by `lemniscate pack`.
+    Packed,
     /// The built-in generated set.
     Synthetic,
 }
@@ -36,6 +38,7 @@ impl fmt::Display for DataFormat {
             DataFormat::CifarBinary => "cifar-binary",
             DataFormat::CifarPython => "cifar-python",
             DataFormat::Idx => "idx",
+            DataFormat::Packed => "packed",
             DataFormat::Synthetic => "synthetic",
         })
     }
@@ -55,7 +58,7 @@ pub struct OpenOptions {
 }
 
 /// Opens `path` as `forced`, or as what it looks like: `synthetic` or `synthetic:...` where no such file is, a CIFAR
-/// or idx folder or file, a list (`.txt`, `.csv`, `.tsv`), a folder with `train/`, any other folder.
+/// or idx folder or file, a packed file, a list (`.txt`, `.csv`, `.tsv`), a folder with `train/`, any other folder.
 ///
 /// # Errors
 /// If nothing usable is there; the error says what was looked for.
@@ -88,6 +91,9 @@ pub fn detect(path: &Path) -> Result<DataFormat> {
         }
         return bad("there is no such file or folder", "`synthetic` names the built-in generated set");
     }
+    if packed::detect(path) {
+        return Ok(DataFormat::Packed);
+    }
     if let Some(format) = cifar::detect(path) {
         return Ok(format);
     }
@@ -103,7 +109,7 @@ pub fn detect(path: &Path) -> Result<DataFormat> {
     }
     bad(
         "not a data set of a known kind",
-        "read are folders of images, lists (.txt, .csv, .tsv), CIFAR-10 and CIFAR-100, and idx files",
+        "read are folders of images, lists (.txt, .csv, .tsv), CIFAR-10 and CIFAR-100, idx files, and what `lemniscate pack` wrote",
     )
 }
 
@@ -121,6 +127,8 @@ fn open_as(path: &Path, format: DataFormat, options: &OpenOptions, prefix: &str)
         }
         DataFormat::CifarBinary | DataFormat::CifarPython => cifar::open(path, format),
         DataFormat::Idx => idx::open(path),
+        DataFormat::Packed if path.is_dir() => wrong_kind("a packed file"),
+        DataFormat::Packed => packed::open(path),
         DataFormat::List if path.is_dir() => wrong_kind("a list file"),
         DataFormat::List => list::open(path),
         DataFormat::Folder | DataFormat::Flat if !path.is_dir() => wrong_kind("a folder"),

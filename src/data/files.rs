@@ -112,6 +112,10 @@ impl ImageSource for FileList {
         }
     }
 
+    fn encoded(&self, index: usize) -> Result<Option<Vec<u8>>> {
+        self.read(index).map(Some)
+    }
+
     fn content_hash(&self, index: usize) -> Result<[u8; 32]> {
         Ok(blake3::hash(&self.read(index)?).into())
     }

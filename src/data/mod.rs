@@ -20,6 +20,7 @@ pub mod idx;
 pub mod index;
 pub mod list;
 pub mod loader;
+pub mod packed;
 pub mod resize;
 pub mod scan;
 pub mod synthetic;
@@ -48,6 +49,15 @@ pub trait ImageSource: Send + Sync {
 
     /// What a person would call image `index`: its path relative to the data set, or `test_batch.bin#17`.
     fn name(&self, index: usize) -> Cow<'_, str>;
+
+    /// The bytes of image `index` as a file, where it is one; `None` where there are only pixels.
+    ///
+    /// # Errors
+    /// If they cannot be read; the error names the image.
+    fn encoded(&self, index: usize) -> Result<Option<Vec<u8>>> {
+        let _ = index;
+        Ok(None)
+    }
 
     /// A hash of what image `index` holds, equal for duplicates: by default of the size and the decoded pixels;
     /// files hash their bytes.

@@ -45,6 +45,13 @@ impl Crop {
     }
 }
 
+/// The size of an image of `width` × `height` pixels after resizing its shorter side to `short`; the longer one is
+/// truncated, as in torchvision.
+pub fn with_short_side((width, height): (u32, u32), short: u32) -> (u32, u32) {
+    let long = f64::from(short) * f64::from(width.max(height)) / f64::from(width.min(height));
+    if width <= height { (short, long as u32) } else { (long as u32, short) }
+}
+
 /// Resizes images; keeps its buffers from one to the next.
 #[derive(Debug, Default)]
 pub struct Resizer {

@@ -11,6 +11,7 @@ use super::recognise::Hints;
 use super::source::{Kind, Source, kind};
 use super::torch::{Checkpoint, Tensor, TorchFile};
 use crate::checkpoint::format;
+use crate::data::packed;
 use crate::error::{Error, Result};
 use crate::pickle::{Id, Value};
 
@@ -73,13 +74,16 @@ pub enum Node {
     },
 }
 
-/// Describes the file at `path`.
+/// Describes the file at `path`: weights, or a packed data set.
 ///
 /// # Errors
 /// If it cannot be read, is damaged, or of a kind that is refused.
 pub fn inspect(path: &Path, hints: Hints) -> Result<Inspection> {
     let size = std::fs::metadata(path).map_err(|e| Error::io(path, "read", e))?.len();
     let file = path.display().to_string();
+    if packed::detect(path) {
+        return inspect_packed(path, file, size);
+    }
     if !path.is_dir() && kind(path)? == Kind::Ours {
         return inspect_ours(path, file, size);
     }
@@ -127,6 +131,34 @@ fn inspect_ours(path: &Path, file: String, size: u64) -> Result<Inspection> {
         format: format!("{} {} (safetensors, every byte verified)", format::FORMAT, format::VERSION),
         metadata: checkpoint.metadata().clone(),
         content: Node::Tree { class: "tensors".into(), entries },
+        import: None,
+    })
+}
+
+fn inspect_packed(path: &Path, file: String, size: u64) -> Result<Inspection> {
+    let packed::Summary { about, image_bytes, unreadable } = packed::summary(path)?;
+    let value = |text: String| Node::Value { text };
+    let split = |(split, unreadable): (packed::format::SplitAbout, usize)| {
+        let entries = vec![
+            ("images".into(), value(split.images.to_string())),
+            ("labels".into(), value(if split.labelled { "yes".into() } else { "none".into() })),
+            ("unreadable when packed".into(), value(unreadable.to_string())),
+        ];
+        (split.name, Node::Tree { class: "split".into(), entries })
+    };
+    let mut entries = vec![
+        ("images are".into(), value(about.form.to_string())),
+        ("packed from".into(), value(about.source)),
+        ("bytes of images".into(), value(human(image_bytes))),
+        ("classes".into(), value(about.classes.len().to_string())),
+    ];
+    entries.extend(about.splits.into_iter().zip(unreadable).map(split));
+    Ok(Inspection {
+        file,
+        size,
+        format: format!("packed data set {} (index verified, images not)", packed::format::VERSION),
+        metadata: BTreeMap::new(),
+        content: Node::Tree { class: "packed data set".into(), entries },
         import: None,
     })
 }

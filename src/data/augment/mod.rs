@@ -12,7 +12,7 @@ mod normalize;
 use image::RgbImage;
 use serde::{Deserialize, Serialize};
 
-use crate::data::resize::{Crop, Resizer};
+use crate::data::resize::{Crop, Resizer, with_short_side};
 use crate::error::{Error, Result};
 
 pub use color::ColorOp;
@@ -175,7 +175,7 @@ impl TestTransform {
     pub fn apply(&self, image: &RgbImage, scratch: &mut Scratch, out: &mut [u8]) {
         let size = self.size;
         assert_eq!(out.len(), size as usize * size as usize * 3, "output length");
-        let (width, height) = self.resized(image);
+        let (width, height) = with_short_side(image.dimensions(), self.resize_short);
         let (left, x, window_width) = centre(width, size);
         let (top, y, window_height) = centre(height, size);
         let window = Crop { top, left, height: window_height, width: window_width };
@@ -191,14 +191,6 @@ impl TestTransform {
         for (row, source) in rows.zip(scratch.padded.chunks_exact(row_bytes)) {
             row[x as usize * 3..][..row_bytes].copy_from_slice(source);
         }
-    }
-
-    /// Width and height after resizing; the longer side is truncated, as in torchvision.
-    fn resized(&self, image: &RgbImage) -> (u32, u32) {
-        let (width, height) = image.dimensions();
-        let (short, long) = (width.min(height), width.max(height));
-        let long = (f64::from(self.resize_short) * f64::from(long) / f64::from(short)) as u32;
-        if width <= height { (self.resize_short, long) } else { (long, self.resize_short) }
     }
 }
 
