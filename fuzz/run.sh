@@ -1,16 +1,17 @@
 #!/usr/bin/env bash
-# Fuzzes one reader, seeded with the fixtures:  fuzz/run.sh pickle|torch_legacy|torch_zip [SECONDS]
+# Fuzzes one reader, seeded with the fixtures:  fuzz/run.sh packed|pickle|torch_legacy|torch_zip [SECONDS]
 #
 # Needs `cargo install cargo-fuzz`. The sanitizer is a nightly feature, which RUSTC_BOOTSTRAP allows on the pinned
 # toolchain. Any crash, a run of over 10 seconds, and memory beyond the bound end it with the input that did it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-target=${1:?a target: pickle, torch_legacy or torch_zip}
+target=${1:?a target: packed, pickle, torch_legacy or torch_zip}
 seconds=${2:-600}
 seeds=$(mktemp -d)
 trap 'rm -rf "$seeds"' EXIT
 fixtures=tests/fixtures/torch
 case $target in
+    packed) cp tests/fixtures/packed/*.pack "$seeds" ;;
     pickle)
         # The pickles inside of archives, and legacy streams, which begin with three of them.
         for archive in "$fixtures"/*.zip.pth "$fixtures"/*.big.pth; do

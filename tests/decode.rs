@@ -173,3 +173,25 @@ fn what_is_no_image_is_named() {
     assert_eq!(text, "x: not an image of a known format");
     assert_eq!(decode_bytes(b"", "x").unwrap_err().to_string(), "x: the file is empty");
 }
+
+/// The decoder makes other pictures of these; better none.
+#[test]
+fn subsampled_sequential_jpeg_in_several_scans_is_refused() {
+    use jpeg_encoder::{ColorType, Encoder, SamplingFactor};
+    let pixels: Vec<u8> = (0..24 * 16 * 3).map(|i| (i * 7 % 256) as u8).collect();
+    let encoded = |sampling, several_scans| {
+        let mut bytes = Vec::new();
+        let mut encoder = Encoder::new(&mut bytes, 95);
+        encoder.set_sampling_factor(sampling);
+        // This encoder then writes a scan for each component.
+        encoder.set_optimized_huffman_tables(several_scans);
+        encoder.encode(&pixels, 24, 16, ColorType::Rgb).unwrap();
+        decode_bytes(&bytes, "scans.jpg")
+    };
+    let error = encoded(SamplingFactor::R_4_2_0, true).unwrap_err().to_string();
+    assert!(error.contains("several scans"), "{error}");
+    assert!(encoded(SamplingFactor::R_4_2_0, false).is_ok());
+    let difference = |image: RgbImage| image.as_raw().iter().zip(&pixels).map(|(a, b)| a.abs_diff(*b)).max();
+    let [one, several] = [false, true].map(|several| encoded(SamplingFactor::R_4_4_4, several).unwrap());
+    assert!(one == several && difference(one).unwrap() < 100);
+}

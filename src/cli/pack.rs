@@ -120,7 +120,9 @@ pub fn run(arguments: Arguments) -> Result<()> {
         human(bytes)
     ))?;
     if unreadable > 0 {
-        say(format_args!("{unreadable} of {total} images cannot be read; they keep their rows, quarantined"))?;
+        say(format_args!(
+            "{unreadable} of {total} images cannot be read; they keep their rows, quarantined"
+        ))?;
     }
     Ok(())
 }

@@ -117,26 +117,44 @@ fn decode_jpeg(bytes: &[u8]) -> Reason<RgbImage> {
 
 /// Walks the markers from SOI to EOI; says whether the image is progressive.
 ///
-/// The decoder itself, even when strict, accepts data that ends within the last row of blocks.
+/// The decoder itself, even when strict, accepts data that ends within the last row of blocks, and makes nonsense of
+/// sequential images with subsampled colour whose components come in scans of their own (which few programs write).
 fn complete_jpeg(bytes: &[u8]) -> Reason<bool> {
     let truncated = || Cow::from("the file is truncated: the JPEG data has no end marker");
     let mut at = 2;
-    let mut progressive = false;
+    let (mut progressive, mut subsampled, mut scans) = (false, false, 0);
     loop {
         // Between segments, and in entropy-coded data after SOS, everything up to a marker is skipped: FF 00 is
         // a stuffed FF, FF D0 to FF D7 restart the decoder, and FF may be repeated before a marker.
         at += bytes.get(at..).and_then(|rest| rest.iter().position(|&b| b == 0xFF)).ok_or_else(truncated)?;
         match bytes.get(at + 1).copied().ok_or_else(truncated)? {
+            0xD9 if scans > 1 && subsampled && !progressive => {
+                return Err("sequential JPEG with subsampled colour in several scans is not supported".into());
+            }
             0xD9 => return Ok(progressive),
             0xFF => at += 1,
             0x00 | 0x01 | 0xD0..=0xD8 => at += 2,
             marker => {
-                progressive |= marker == 0xC2;
                 let length = bytes.get(at + 2..at + 4).ok_or_else(truncated)?;
-                at += 2 + usize::from(u16::from_be_bytes([length[0], length[1]]));
+                let length = usize::from(u16::from_be_bytes([length[0], length[1]]));
+                match marker {
+                    0xC0..=0xC2 => {
+                        progressive |= marker == 0xC2;
+                        subsampled |= is_subsampled(bytes.get(at + 4..at + 2 + length).unwrap_or_default());
+                    }
+                    0xDA => scans += 1,
+                    _ => {}
+                }
+                at += 2 + length;
             }
         }
     }
+}
+
+/// Whether the components of a frame header differ in their sampling factors.
+fn is_subsampled(frame: &[u8]) -> bool {
+    let components = frame.get(6..).unwrap_or_default().as_chunks::<3>().0;
+    components.windows(2).any(|pair| pair[0][1] != pair[1][1])
 }
 
 /// Whether a RIFF file is as long as it says. The WebP decoder reads what comes first and misses a lost EXIF chunk.

@@ -154,7 +154,6 @@ fn encode_jpeg(image: &RgbImage, quality: u8) -> std::result::Result<Vec<u8>, jp
     let mut encoder = Encoder::new(&mut bytes, quality);
     // What cameras write, and half the samples to decode of 4:4:4.
     encoder.set_sampling_factor(SamplingFactor::R_4_2_0);
-    encoder.set_optimized_huffman_tables(true);
     let (width, height) = size(image);
     encoder.encode(image.as_raw(), width, height, ColorType::Rgb)?;
     Ok(bytes)

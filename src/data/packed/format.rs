@@ -231,9 +231,9 @@ impl Layout {
             u64::from_le_bytes(bytes)
         };
         let (offset, length) = (u64_at(0), u64_at(8));
-        let start = usize::try_from(offset).ok().filter(|&start| {
-            start >= HEADER && offset.checked_add(length) == Some(body.len() as u64)
-        });
+        let start = usize::try_from(offset)
+            .ok()
+            .filter(|&start| start >= HEADER && offset.checked_add(length) == Some(body.len() as u64));
         let start = start.ok_or("an index that does not end where the file does")?;
         let index = &body[start..];
         if footer_hash(index, place).as_bytes() != &seal[..32] {

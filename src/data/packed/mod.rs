@@ -102,7 +102,9 @@ fn map(path: &Path) -> Result<(Arc<Mmap>, Layout)> {
         true => Error::Data {
             path: path.to_owned(),
             reason: found,
-            hint: Some("the `lemniscate pack` command that was writing it goes on when it is repeated".into()),
+            hint: Some(
+                "the `lemniscate pack` command that was writing it goes on when it is repeated".into(),
+            ),
         },
         false => Error::format(path, "a packed data set", found),
     })?;

@@ -135,10 +135,16 @@ mod tests {
             std::thread::sleep(Duration::from_micros((i * 37 % 11) as u64 * 100));
             i * i
         };
-        in_order(3..300, threads, make, |_| weight, |value| {
-            seen.push(value);
-            Ok(())
-        })
+        in_order(
+            3..300,
+            threads,
+            make,
+            |_| weight,
+            |value| {
+                seen.push(value);
+                Ok(())
+            },
+        )
         .unwrap();
         seen
     }

@@ -113,7 +113,10 @@ impl Partial {
             // A line that was torn is worth nothing, as long as nothing was packed by it.
             if serde_json::from_slice::<Plan>(&known).is_ok() && images > HEADER as u64 {
                 return Err(Error::Usage {
-                    message: format!("{} holds other images, or the same in another form", self.images.display()),
+                    message: format!(
+                        "{} holds other images, or the same in another form",
+                        self.images.display()
+                    ),
                     hint: Some("finish it with the command it was begun with, or remove the file".into()),
                 });
             }
@@ -233,7 +236,8 @@ impl Partial {
         let map = unsafe { memmap2::Mmap::map(&file) }.map_err(io)?;
         Layout::read(&map).map_err(|found| Error::format(&self.images, "what was just written", found))?;
         std::fs::rename(&self.images, &self.out).map_err(|e| Error::io(&self.out, "replace", e))?;
-        let folder = self.out.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let folder =
+            self.out.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
         // Some network file systems cannot sync a folder; the name is theirs to keep.
         let _ = File::open(folder).and_then(|folder| folder.sync_all());
         std::fs::remove_file(&self.index).map_err(|e| Error::io(&self.index, "remove", e))

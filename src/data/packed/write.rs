@@ -58,7 +58,8 @@ pub fn pack(
     let make = |image: usize| {
         let (split, row) = place(image);
         let packed = Packed::of(parts[split], row, options.form);
-        let record = Record::of(packed.kind, packed.size, &packed.bytes, parts[split].label(row).unwrap_or(0));
+        let record =
+            Record::of(packed.kind, packed.size, &packed.bytes, parts[split].label(row).unwrap_or(0));
         (packed, record)
     };
     let plan = Plan::new(
@@ -73,17 +74,23 @@ pub fn pack(
         threads => threads,
     };
     progress(resumed);
-    in_order(resumed..total, threads, make, |(packed, _)| packed.bytes.len(), |(packed, record)| {
-        partial.push(&packed, record)?;
-        let done = partial.records().len();
-        progress(done);
-        if stop() && done < total {
-            partial.commit()?;
-            let saved = format!("{done} of {total} images are kept; the same command goes on");
-            return Err(Error::Interrupted { saved });
-        }
-        Ok(())
-    })?;
+    in_order(
+        resumed..total,
+        threads,
+        make,
+        |(packed, _)| packed.bytes.len(),
+        |(packed, record)| {
+            partial.push(&packed, record)?;
+            let done = partial.records().len();
+            progress(done);
+            if stop() && done < total {
+                partial.commit()?;
+                let saved = format!("{done} of {total} images are kept; the same command goes on");
+                return Err(Error::Interrupted { saved });
+            }
+            Ok(())
+        },
+    )?;
 
     let mut records = partial.records().to_vec();
     let name = |image: usize| {
