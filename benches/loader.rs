@@ -1,21 +1,22 @@
 //! Images per second that one core decodes and augments; benches/loader.py is torchvision's side.
 //!
 //! ```text
-//! cargo bench --bench loader -- DIR [--size 224] [--seconds 5] [--limit 1000]
+//! cargo bench --bench loader -- DIR|PACKED [--size 224] [--seconds 5] [--limit 1000]
 //! ```
-//! Takes the images of DIR in a fixed random order, each by its training view and normalised, on one thread;
+//! Takes the images of DIR, or the training images of a packed file, in a fixed random order, each by its training view and normalised, on one thread;
 //! prints one JSON object with the milliseconds that each part takes for an image.
 #![allow(clippy::print_stdout, reason = "a bench reports on stdout")]
 
 use std::borrow::Cow;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use image::RgbImage;
-use lemniscate::data::ImageSource;
 use lemniscate::data::augment::{Normalization, Scratch, TrainTransform};
 use lemniscate::data::decode::decode_file;
 use lemniscate::data::loader::{View, epoch_order};
+use lemniscate::data::{DataFormat, ImageSource, OpenOptions};
 use lemniscate::error::{Error, Result};
 use lemniscate::rng::Purpose;
 
@@ -51,7 +52,7 @@ impl ImageSource for Files {
 }
 
 fn main() -> Result<()> {
-    let usage = || Error::usage("usage: loader DIR [--size 224] [--seconds 5] [--limit 1000]");
+    let usage = || Error::usage("usage: loader DIR|PACKED [--size 224] [--seconds 5] [--limit 1000]");
     let (mut folder, mut size, mut seconds, mut limit) = (None, 224u32, 5.0f64, 1000usize);
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
@@ -66,7 +67,13 @@ fn main() -> Result<()> {
             _ => return Err(usage()),
         }
     }
-    let source = Files::find(&folder.ok_or_else(usage)?);
+    let path = folder.ok_or_else(usage)?;
+    let source: Arc<dyn ImageSource> = if path.is_dir() {
+        Arc::new(Files::find(&path))
+    } else {
+        let packed = lemniscate::data::open(&path, Some(DataFormat::Packed), &OpenOptions::default())?;
+        Arc::clone(packed.train.source())
+    };
     let all: Vec<u32> = (0..source.len() as u32).collect();
     let mut order = epoch_order(&all, 1, 0);
     order.truncate(limit);

@@ -395,7 +395,7 @@ fn impossible_wishes_are_refused() {
 }
 
 /// Packed by version 0.1: `pack DIR files.pack --as original --quarantine`, of images of tests/fixtures/images and
-/// one file that is none, and `pack synthetic:10x4 pixels.pack`. They are also what fuzzing starts from.
+/// one file that is none, and `pack synthetic:10x8 pixels.pack`. They are also what fuzzing starts from.
 #[test]
 fn files_of_version_1_stay_readable() {
     let here = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/packed");
@@ -410,7 +410,7 @@ fn files_of_version_1_stay_readable() {
     }
     assert_eq!(files.test.unwrap().name(0), "a/palette.gif");
     let pixels = opened(&here.join("pixels.pack"));
-    let generated = opened("synthetic:10x4".as_ref());
+    let generated = opened("synthetic:10x8".as_ref());
     for (a, b) in same_but_for_pixels(&generated, &pixels) {
         assert!(images(a) == images(b));
     }
