@@ -15,6 +15,8 @@ use image::RgbImage;
 const FRACTION_BITS: u32 = 22;
 /// One half, added before the shift so that sums round to the nearest.
 const HALF: i32 = 1 << (FRACTION_BITS - 1);
+/// Rows summed at a time in the horizontal pass: they share their weights, and fill vector registers.
+const ROWS: usize = 4;
 /// Bytes summed at a time in the vertical pass; a few vector registers.
 const BLOCK: usize = 64;
 
@@ -52,6 +54,9 @@ pub fn with_short_side((width, height): (u32, u32), short: u32) -> (u32, u32) {
     if width <= height { (short, long as u32) } else { (long as u32, short) }
 }
 
+/// A pixel of each of [`ROWS`] rows, four bytes each.
+type Line = [u8; 4 * ROWS];
+
 /// Resizes images; keeps its buffers from one to the next.
 #[derive(Debug, Default)]
 pub struct Resizer {
@@ -60,8 +65,8 @@ pub struct Resizer {
     /// Pixels between the two passes: the input rows that are needed at the output's
     /// width, or the input columns that are needed at its height.
     between: Vec<u8>,
-    /// One input row.
-    line: Vec<[u8; 4]>,
+    /// Input rows, a pixel of each beside one another; the fourth byte means nothing.
+    lines: Vec<Line>,
 }
 
 impl Resizer {
@@ -104,19 +109,21 @@ impl Resizer {
         self.rows.compute(crop.height, height, window.top..window.top + window.height);
         let source = &pixels[start(0)..];
         if vertical_first(crop, width, height) {
-            let needed = self.columns.inputs();
+            let needed = &self.columns.inputs();
             let between_bytes = needed.len() * 3;
             self.between.resize(window.height as usize * between_bytes, 0);
             vertical(&source[needed.start * 3..], stride, &self.rows, 0, between_bytes, &mut self.between);
-            for (row, out) in self.between.chunks_exact(between_bytes).zip(out.chunks_exact_mut(row_bytes)) {
-                horizontal(row, &self.columns, needed.start, &mut self.line, out);
+            let between = self.between.chunks(ROWS * between_bytes);
+            for (rows, out) in between.zip(out.chunks_mut(ROWS * row_bytes)) {
+                horizontal(rows, between_bytes, &self.columns, needed, &mut self.lines, out);
             }
         } else {
             let needed = self.rows.inputs();
             self.between.resize(needed.len() * row_bytes, 0);
-            for (row, out) in needed.clone().zip(self.between.chunks_exact_mut(row_bytes)) {
-                let row = &source[row * stride..][..crop.width as usize * 3];
-                horizontal(row, &self.columns, 0, &mut self.line, out);
+            let rows = needed.clone().step_by(ROWS);
+            for (row, out) in rows.zip(self.between.chunks_mut(ROWS * row_bytes)) {
+                let (source, width) = (&source[row * stride..], crop.width as usize);
+                horizontal(source, stride, &self.columns, &(0..width), &mut self.lines, out);
             }
             vertical(&self.between, row_bytes, &self.rows, needed.start, row_bytes, out);
         }
@@ -213,27 +220,84 @@ macro_rules! dispatch {
 }
 pub(crate) use dispatch;
 
-dispatch! {
-    /// Resizes one row of RGB pixels, of which the first is input `offset`.
-    fn horizontal = horizontal_portable(
-        row: &[u8], columns: &Taps, offset: usize, line: &mut Vec<[u8; 4]>, out: &mut [u8]
-    )
+/// Resizes up to [`ROWS`] rows of RGB pixels, as many as `out` has room for. They start every `stride` bytes of
+/// `source` and hold the inputs `inputs`.
+fn horizontal(
+    source: &[u8],
+    stride: usize,
+    columns: &Taps,
+    inputs: &Range<usize>,
+    lines: &mut Vec<Line>,
+    out: &mut [u8],
+) {
+    let width = inputs.len();
+    lines.resize(width, [0; 4 * ROWS]);
+    for number in 0..out.len() / (3 * columns.spans.len()) {
+        let row = &source[number * stride..][..3 * width];
+        // Four bytes are one instruction, three are not; behind the last pixel there is no fourth.
+        for (pixels, bytes) in lines.iter_mut().zip(row.windows(4).step_by(3)) {
+            pixels[4 * number..][..4].copy_from_slice(bytes);
+        }
+        lines[width - 1][4 * number..][..3].copy_from_slice(&row[3 * (width - 1)..]);
+    }
+    #[cfg(target_arch = "x86_64")]
+    if is_x86_feature_detected!("avx2") {
+        // SAFETY: the machine has AVX2, the only thing this safe function asks for.
+        return unsafe { weigh_avx2(lines, columns, inputs.start, out) };
+    }
+    weigh(lines, columns, inputs.start, out);
 }
 
-#[inline(always)]
-fn horizontal_portable(row: &[u8], columns: &Taps, offset: usize, line: &mut Vec<[u8; 4]>, out: &mut [u8]) {
-    // Four bytes a pixel: so that a pixel is one vector of sums.
-    line.clear();
-    line.extend(row.as_chunks::<3>().0.iter().map(|&[r, g, b]| [r, g, b, 0]));
-    for ((first, weights), out) in columns.iter().zip(out.as_chunks_mut::<3>().0) {
-        let mut sums = [HALF; 4];
-        for (pixel, weight) in line[first - offset..][..weights.len()].iter().zip(weights) {
-            for (sum, &level) in sums.iter_mut().zip(pixel) {
+/// Writes the weighted means of `lines`, of which the first is input `offset`, to the rows of `out`.
+fn weigh(lines: &[Line], columns: &Taps, offset: usize, out: &mut [u8]) {
+    for (column, (first, weights)) in columns.iter().enumerate() {
+        let mut sums = [HALF; 4 * ROWS];
+        for (levels, weight) in lines[first - offset..][..weights.len()].iter().zip(weights) {
+            for (sum, &level) in sums.iter_mut().zip(levels) {
                 *sum += weight * i32::from(level);
             }
         }
-        let [r, g, b, _] = sums.map(to_level);
-        *out = [r, g, b];
+        put(&sums.map(to_level), column, columns.spans.len(), out);
+    }
+}
+
+/// [`weigh`] with a pixel of two rows in a register, which a compiler does not think of.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+fn weigh_avx2(lines: &[Line], columns: &Taps, offset: usize, out: &mut [u8]) {
+    use std::arch::x86_64::*;
+    for (column, (first, weights)) in columns.iter().enumerate() {
+        let mut sums = [_mm256_set1_epi32(HALF); 2];
+        for (levels, &weight) in lines[first - offset..][..weights.len()].iter().zip(weights) {
+            let weight = _mm256_set1_epi32(weight);
+            for (sums, levels) in sums.iter_mut().zip(levels.as_chunks::<8>().0) {
+                let levels = _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(i64::from_le_bytes(*levels)));
+                *sums = _mm256_add_epi32(*sums, _mm256_mullo_epi32(levels, weight));
+            }
+        }
+        let [a, b] = sums.map(|sums| _mm256_srai_epi32::<{ FRACTION_BITS as i32 }>(sums));
+        // Clipped at 255 by packing, which leaves the rows in the order 0, 2, 1, 3.
+        let words = _mm256_packus_epi32(a, b);
+        let bytes = _mm256_packus_epi16(words, words);
+        let even = _mm_cvtsi128_si64(_mm256_castsi256_si128(bytes)).to_le_bytes();
+        let odd = _mm_cvtsi128_si64(_mm256_extracti128_si256::<1>(bytes)).to_le_bytes();
+        let mut levels = [0; 4 * ROWS];
+        for (to, from) in [(0, &even[..4]), (4, &odd[..4]), (8, &even[4..]), (12, &odd[4..])] {
+            levels[to..to + 4].copy_from_slice(from);
+        }
+        put(&levels, column, columns.spans.len(), out);
+    }
+}
+
+/// Writes a pixel of each row to `out`, whose rows are `width` pixels wide.
+#[inline(always)]
+fn put(levels: &Line, column: usize, width: usize, out: &mut [u8]) {
+    for (row, levels) in out.chunks_exact_mut(3 * width).zip(levels.as_chunks::<4>().0) {
+        match row[3 * column..].first_chunk_mut::<4>() {
+            // One instruction; the fourth byte is written over by the next pixel.
+            Some(pixel) => *pixel = *levels,
+            None => row[3 * column..].copy_from_slice(&levels[..3]),
+        }
     }
 }
 
@@ -331,12 +395,13 @@ mod tests {
         let source = image(200, 3);
         let mut taps = Taps::default();
         taps.compute(199, 70, 0..70);
-        let row = &source.as_raw()[..199 * 3];
-        let line = &mut Vec::new();
-        let (mut fast, mut plain) = (vec![0; 210], vec![0; 210]);
-        horizontal(row, &taps, 0, line, &mut fast);
-        horizontal_portable(row, &taps, 0, line, &mut plain);
-        assert_eq!(fast, plain);
+        let lines = &mut Vec::new();
+        for rows in 1..=3 {
+            let (mut fast, mut plain) = (vec![0; rows * 210], vec![0; rows * 210]);
+            horizontal(source.as_raw(), 600, &taps, &(0..199), lines, &mut fast);
+            weigh(lines, &taps, 0, &mut plain);
+            assert_eq!(fast, plain);
+        }
         taps.compute(3, 2, 0..2);
         let (mut fast, mut plain) = (vec![0; 1200], vec![0; 1200]);
         vertical(source.as_raw(), 600, &taps, 0, 600, &mut fast);

@@ -4,6 +4,7 @@
 //! definition: results are truncated to levels, so that the last bit of a sum can decide.
 
 use super::hue::turn_hue;
+use super::words::{BLOCK_BYTES, channels, load, store};
 use crate::data::resize::dispatch;
 
 /// One colour operation with its parameter.
@@ -37,18 +38,18 @@ impl ColorOp {
 
 /// ITU-R 601 luma as PIL computes it: weights in units of 2⁻¹⁶, rounded to the nearest.
 #[inline(always)]
-fn luma([r, g, b]: [u8; 3]) -> u8 {
-    ((u32::from(r) * 19595 + u32::from(g) * 38470 + u32::from(b) * 7471 + 0x8000) >> 16) as u8
+fn luma([r, g, b]: [u32; 3]) -> u32 {
+    (r * 19595 + g * 38470 + b * 7471 + 0x8000) >> 16
 }
 
 /// `from + factor·(to − from)`, clipped and truncated.
 #[inline(always)]
-fn blend(from: f32, to: f32, factor: f32) -> u8 {
+fn blend(from: f32, to: f32, factor: f32) -> u32 {
     // In this order NaN becomes 0 as well, and the vectorised conversion needs no care for any other value.
     #[allow(clippy::manual_clamp, reason = "clamp would keep NaN")]
     let level = (from + factor * (to - from)).max(0.0).min(255.0);
     // SAFETY: the line above leaves nothing but 0 to 255.
-    unsafe { level.to_int_unchecked::<i32>() as u8 }
+    unsafe { level.to_int_unchecked::<i32>() as u32 }
 }
 
 /// The mean of the image's luma, rounded half up.
@@ -65,19 +66,22 @@ dispatch! {
 
 #[inline(always)]
 fn sum_luma_portable(pixels: &[u8], sum: &mut u64) {
-    // Runs of pixels whose sum fits 32 bits.
-    *sum += pixels
-        .chunks(3 << 16)
-        .map(|run| u64::from(run.as_chunks::<3>().0.iter().map(|&pixel| u32::from(luma(pixel))).sum::<u32>()))
-        .sum::<u64>();
+    for piece in pixels.chunks(BLOCK_BYTES) {
+        // The words beyond the last pixel are black, and black has no luma.
+        *sum += u64::from(load(piece).iter().map(|&word| luma(channels(word))).sum::<u32>());
+    }
 }
 
-/// Brightness and contrast: the same blend for every byte, hence looked up.
-fn blend_level(level: u8, factor: f32, pixels: &mut [u8]) {
+dispatch! {
+    /// Brightness and contrast: the same blend for every byte.
+    fn blend_level = blend_level_portable(level: u8, factor: f32, pixels: &mut [u8])
+}
+
+#[inline(always)]
+fn blend_level_portable(level: u8, factor: f32, pixels: &mut [u8]) {
     let from = f32::from(level);
-    let table: [u8; 256] = std::array::from_fn(|to| blend(from, to as f32, factor));
     for byte in pixels {
-        *byte = table[usize::from(*byte)];
+        *byte = blend(from, f32::from(*byte), factor) as u8;
     }
 }
 
@@ -87,9 +91,17 @@ dispatch! {
 
 #[inline(always)]
 fn saturate_portable(factor: f32, pixels: &mut [u8]) {
-    for pixel in pixels.as_chunks_mut::<3>().0 {
-        let grey = f32::from(luma(*pixel));
-        *pixel = pixel.map(|channel| blend(grey, f32::from(channel), factor));
+    for piece in pixels.chunks_mut(BLOCK_BYTES) {
+        let mut words = load(piece);
+        for word in &mut words {
+            let pixel = channels(*word);
+            // Exact: levels are whole numbers below 2²⁴. As signed numbers they convert in one instruction.
+            let [grey, r, g, b] =
+                [luma(pixel), pixel[0], pixel[1], pixel[2]].map(|level| level as i32 as f32);
+            let [r, g, b] = [r, g, b].map(|channel| blend(grey, channel, factor));
+            *word = r | g << 8 | b << 16;
+        }
+        store(&words, piece);
     }
 }
 
@@ -99,8 +111,12 @@ dispatch! {
 
 #[inline(always)]
 fn grayscale_portable(pixels: &mut [u8]) {
-    for pixel in pixels.as_chunks_mut::<3>().0 {
-        *pixel = [luma(*pixel); 3];
+    for piece in pixels.chunks_mut(BLOCK_BYTES) {
+        let mut words = load(piece);
+        for word in &mut words {
+            *word = luma(channels(*word)) * 0x01_01_01;
+        }
+        store(&words, piece);
     }
 }
 
@@ -132,7 +148,8 @@ pub(super) mod tests {
     #[test]
     fn every_color_changes_as_in_pillow() {
         let colors = every_color();
-        let grey: Vec<u8> = colors.as_chunks::<3>().0.iter().map(|&color| luma(color)).collect();
+        let grey: Vec<u8> =
+            colors.as_chunks::<3>().0.iter().map(|color| luma(color.map(u32::from)) as u8).collect();
         assert_eq!(crc32(&grey), pillow("luma"), "luma");
         let applied = |op: ColorOp| {
             let mut pixels = colors.clone();

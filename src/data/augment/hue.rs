@@ -2,40 +2,71 @@
 //!
 //! PIL's conversions mix single and double precision and truncate, so that each rounding shows. They have few
 //! distinct inputs, though: the hue depends on which channels are largest and smallest and on two differences, the
-//! saturation on two numbers. These are tabulated by PIL's formulas, once.
+//! saturation on two numbers, and of the way back all but a multiplication on hue and saturation. These are tabulated by
+//! PIL's formulas, once. What remains is integers: a block of pixels at a time, all steps but looking up vectorised.
 
 use std::sync::LazyLock;
+
+use super::words::{BLOCK, BLOCK_BYTES, Words, channels, load, store};
+use crate::data::resize::dispatch;
 
 /// To HSV, `shift` added to the hue byte, and back, for all `pixels` `[.., 3]`.
 ///
 /// The hue byte divides the circle by 255 but wraps at 256, in torchvision as here.
 pub(super) fn turn_hue(shift: u8, pixels: &mut [u8]) {
-    let to_hsv = &*TO_HSV;
-    let to_rgb = ToRgb::new(shift);
-    for pixel in pixels.as_chunks_mut::<3>().0 {
-        *pixel = to_rgb.convert(to_hsv.convert(*pixel));
+    turn(&TO_HSV, &TO_RGB, shift, pixels);
+}
+
+dispatch! {
+    fn turn = turn_portable(to_hsv: &ToHsv, to_rgb: &ToRgb, shift: u8, pixels: &mut [u8])
+}
+
+#[inline(always)]
+fn turn_portable(to_hsv: &ToHsv, to_rgb: &ToRgb, shift: u8, pixels: &mut [u8]) {
+    let mut hues = [0; BLOCK];
+    let mut saturations = [0; BLOCK];
+    let mut values = [0; BLOCK];
+    for piece in pixels.chunks_mut(BLOCK_BYTES) {
+        let mut words = load(piece);
+        to_hsv.convert(&words, &mut hues, &mut saturations, &mut values);
+        for hue in &mut hues {
+            *hue = hue.wrapping_add(shift);
+        }
+        to_rgb.convert(&hues, &saturations, &values, &mut words);
+        store(&words, piece);
     }
 }
 
 static TO_HSV: LazyLock<ToHsv> = LazyLock::new(ToHsv::new);
+static TO_RGB: LazyLock<ToRgb> = LazyLock::new(ToRgb::new);
 
 /// Conversion to HSV, each in 0–255, truncated.
 struct ToHsv {
     /// By [`rank`], range (largest less smallest), and largest less middle channel.
-    hues: Box<[[[u8; 256]; 256]; 8]>,
+    hues: Box<[u8; 8 << 16]>,
     /// By largest channel and range.
-    saturations: Box<[[u8; 256]; 256]>,
+    saturations: Box<[u8; 1 << 16]>,
 }
 
 /// How the channels compare, as three bits; two of the eight cannot be.
 #[inline(always)]
-fn rank([r, g, b]: [u8; 3]) -> usize {
-    usize::from(r >= g) << 2 | usize::from(g >= b) << 1 | usize::from(r >= b)
+fn rank([r, g, b]: [u32; 3]) -> u32 {
+    u32::from(r >= g) << 2 | u32::from(g >= b) << 1 | u32::from(r >= b)
+}
+
+/// Place in `hues`, and in `saturations`, of a colour.
+#[inline(always)]
+fn places([r, g, b]: [u32; 3]) -> (u32, u32) {
+    let (max, min) = (r.max(g).max(b), r.min(g).min(b));
+    let range = max - min;
+    // The three sum to largest, smallest and middle.
+    let below = 2 * max + min - (r + g + b);
+    (rank([r, g, b]) << 16 | range << 8 | below, max << 8 | range)
 }
 
 impl ToHsv {
     fn new() -> Self {
-        let mut tables = ToHsv { hues: zeros([[0; 256]; 256]), saturations: zeros([0; 256]) };
+        let mut tables = ToHsv { hues: zeros(0), saturations: zeros(0) };
         for range in 1..=255u8 {
             for below in 0..=range {
                 // Any colour with these differences has this hue: one for each order of the channels.
@@ -48,35 +79,45 @@ impl ToHsv {
                     [mid, min, max],
                     [min, mid, max],
                 ] {
-                    tables.hues[rank(color)][usize::from(range)][usize::from(below)] = hue(color);
+                    tables.hues[places(color.map(u32::from)).0 as usize] = hue(color);
                 }
             }
             for max in range..=255 {
                 let saturation = f32::from(range) / f32::from(max);
-                tables.saturations[usize::from(max)][usize::from(range)] =
-                    (f64::from(saturation) * 255.0) as u8;
+                let place = usize::from(max) << 8 | usize::from(range);
+                tables.saturations[place] = (f64::from(saturation) * 255.0) as u8;
             }
         }
         tables
     }
 
     #[inline(always)]
-    fn convert(&self, pixel: [u8; 3]) -> [u8; 3] {
-        let [r, g, b] = pixel;
-        let (max, min) = (r.max(g).max(b), r.min(g).min(b));
-        let range = usize::from(max - min);
-        // The three sum to largest, smallest and middle.
-        let mid = r.wrapping_add(g).wrapping_add(b).wrapping_sub(max).wrapping_sub(min);
-        let hue = self.hues[rank(pixel)][range][usize::from(max - mid)];
-        [hue, self.saturations[usize::from(max)][range], max]
+    fn convert(
+        &self,
+        words: &Words,
+        hues: &mut [u8; BLOCK],
+        saturations: &mut [u8; BLOCK],
+        values: &mut [u32; BLOCK],
+    ) {
+        let mut hue_places = [0; BLOCK];
+        let mut saturation_places = [0; BLOCK];
+        for i in 0..BLOCK {
+            (hue_places[i], saturation_places[i]) = places(channels(words[i]));
+            values[i] = saturation_places[i] >> 8;
+        }
+        for i in 0..BLOCK {
+            // The masks change nothing; they show that the tables are large enough.
+            hues[i] = self.hues[hue_places[i] as usize & 0x7_FFFF];
+            saturations[i] = self.saturations[saturation_places[i] as usize & 0xFFFF];
+        }
     }
 }
 
 /// A table that would be large on the stack.
-fn zeros<T: Copy, const N: usize>(row: T) -> Box<[T; N]> {
-    match vec![row; N].into_boxed_slice().try_into() {
+fn zeros<T: Copy, const N: usize>(zero: T) -> Box<[T; N]> {
+    match vec![zero; N].into_boxed_slice().try_into() {
         Ok(table) => table,
-        Err(_) => unreachable!("it has N rows"),
+        Err(_) => unreachable!("it has N entries"),
     }
 }
 
@@ -96,51 +137,67 @@ fn hue([r, g, b]: [u8; 3]) -> u8 {
     (f64::from(turns as f32) * 255.0) as u8
 }
 
-/// Conversion from HSV, rounded half up, of hues to which something is added first.
-struct ToRgb {
-    /// By hue byte.
-    sectors: [Sector; 256],
-    /// The saturation byte as a share, in single precision.
-    strengths: [f64; 256],
-}
+/// Fractional bits of a share of the value. With 24 of them every product rounds as PIL's does (see the tests).
+const SHARE_BITS: u32 = 24;
 
-/// Where a hue lies in the circle of six sectors, between a primary colour and a mixed one each.
-#[derive(Clone, Copy, Default)]
-struct Sector {
-    /// Share of the sector that lies behind (odd sectors) or ahead (even ones).
-    weight: f64,
-    /// Whether the changing channel falls along the sector; PIL has that product in single precision.
-    falling: bool,
-    /// For each channel: 0 if it is the largest, 8 if it changes along the sector, 16 if it is the smallest.
-    shifts: [u8; 3],
+/// Conversion from HSV, rounded half up.
+struct ToRgb {
+    /// By hue and saturation: the share of the value that the channel keeps that changes along the sector.
+    shares: Box<[u32; 1 << 16]>,
+    /// By hue: for red, green and blue, a byte each, how far to shift largest, changing and smallest channel so that
+    /// the right one of them comes last: 0, 8 or 16.
+    shifts: [u32; 256],
 }
 
 impl ToRgb {
-    fn new(shift: u8) -> Self {
-        let sector = |hue: u8| {
-            let sixths = f64::from(hue) * 6.0 / 255.0;
+    fn new() -> Self {
+        let mut tables = ToRgb { shares: zeros(0), shifts: [0; 256] };
+        for hue in 0..256 {
+            // Where the hue lies in the circle of six sectors, between a primary colour and a mixed one each.
+            let sixths = hue as f64 * 6.0 / 255.0;
             let along = f64::from((sixths - sixths.floor()) as f32);
             // The last, 6, is the full circle.
-            let number = sixths as usize % 6;
-            let shifts = [[0, 8, 16], [8, 0, 16], [16, 0, 8], [16, 8, 0], [8, 16, 0], [0, 16, 8]][number];
-            let falling = number % 2 == 1;
-            Sector { weight: if falling { along } else { 1.0 - along }, falling, shifts }
-        };
-        ToRgb {
-            sectors: std::array::from_fn(|hue| sector((hue as u8).wrapping_add(shift))),
-            strengths: std::array::from_fn(|saturation| f64::from((saturation as f64 / 255.0) as f32)),
+            let sector = sixths as usize % 6;
+            let [r, g, b] = [[0, 8, 16], [8, 0, 16], [16, 0, 8], [16, 8, 0], [8, 16, 0], [0, 16, 8]][sector];
+            tables.shifts[hue] = r | g << 8 | b << 16;
+            for saturation in 0..256 {
+                let strength = f64::from((saturation as f64 / 255.0) as f32);
+                // The channel falls along odd sectors; PIL has that product in single precision.
+                let lost = match sector % 2 {
+                    1 => f64::from((strength * along) as f32),
+                    _ => strength * (1.0 - along),
+                };
+                let share = (1.0 - lost) * f64::from(1 << SHARE_BITS);
+                tables.shares[hue << 8 | saturation] = share.round() as u32;
+            }
         }
+        tables
     }
 
     #[inline(always)]
-    fn convert(&self, [hue, saturation, value]: [u8; 3]) -> [u8; 3] {
-        let Sector { weight, falling, shifts } = self.sectors[usize::from(hue)];
-        let strength = self.strengths[usize::from(saturation)];
-        let product = strength * weight;
-        let lost = if falling { f64::from(product as f32) } else { product };
-        let scaled = |lost: f64| (f64::from(value) * (1.0 - lost) + 0.5) as u32;
-        let channels = u32::from(value) | scaled(lost) << 8 | scaled(strength) << 16;
-        shifts.map(|shift| (channels >> shift) as u8)
+    fn convert(
+        &self,
+        hues: &[u8; BLOCK],
+        saturations: &[u8; BLOCK],
+        values: &[u32; BLOCK],
+        words: &mut Words,
+    ) {
+        let mut shares = [0; BLOCK];
+        let mut shifts = [0; BLOCK];
+        for i in 0..BLOCK {
+            shares[i] = self.shares[usize::from(hues[i]) << 8 | usize::from(saturations[i])];
+            shifts[i] = self.shifts[usize::from(hues[i])];
+        }
+        for i in 0..BLOCK {
+            let value = values[i];
+            let changing = (value * shares[i] + (1 << (SHARE_BITS - 1))) >> SHARE_BITS;
+            // value·(1 − saturation / 255), rounded: 255 is odd, so that there is no half to round.
+            let scaled = value * (255 - u32::from(saturations[i])) + 127;
+            let smallest = (scaled * 0x8081) >> 23;
+            let levels = value | changing << 8 | smallest << 16;
+            let [r, g, b] = channels(shifts[i]).map(|shift| levels >> shift & 0xFF);
+            words[i] = r | g << 8 | b << 16;
+        }
     }
 }
 
@@ -152,15 +209,35 @@ mod tests {
     /// All 16,777,216 colours through each conversion, against Pillow by checksum.
     #[test]
     fn every_color_converts_as_in_pillow() {
-        let mut colors = every_color();
-        let mapped = |convert: &dyn Fn([u8; 3]) -> [u8; 3]| {
-            let converted: Vec<_> = colors.as_chunks::<3>().0.iter().map(|&color| convert(color)).collect();
-            crc32(converted.as_flattened())
-        };
-        assert_eq!(mapped(&|color| TO_HSV.convert(color)), pillow("rgb_to_hsv"), "to HSV");
-        let to_rgb = ToRgb::new(0);
-        assert_eq!(mapped(&|color| to_rgb.convert(color)), pillow("hsv_to_rgb"), "from HSV");
-        turn_hue((0.3 * 255.0) as u8, &mut colors);
-        assert_eq!(crc32(&colors), pillow("hue_0.3"), "turned");
+        let colors = every_color();
+        let mut mapped = colors.clone();
+        let (mut hues, mut saturations, mut values) = ([0; BLOCK], [0; BLOCK], [0; BLOCK]);
+        for piece in mapped.chunks_mut(BLOCK_BYTES) {
+            let mut words = load(piece);
+            TO_HSV.convert(&words, &mut hues, &mut saturations, &mut values);
+            for i in 0..BLOCK {
+                words[i] = u32::from(hues[i]) | u32::from(saturations[i]) << 8 | values[i] << 16;
+            }
+            store(&words, piece);
+        }
+        assert_eq!(crc32(&mapped), pillow("rgb_to_hsv"), "to HSV");
+        mapped.copy_from_slice(&colors);
+        for piece in mapped.chunks_mut(BLOCK_BYTES) {
+            let mut words = load(piece);
+            for i in 0..BLOCK {
+                let [hue, saturation, value] = channels(words[i]);
+                (hues[i], saturations[i], values[i]) = (hue as u8, saturation as u8, value);
+            }
+            TO_RGB.convert(&hues, &saturations, &values, &mut words);
+            store(&words, piece);
+        }
+        assert_eq!(crc32(&mapped), pillow("hsv_to_rgb"), "from HSV");
+        let shift = (0.3 * 255.0) as u8;
+        mapped.copy_from_slice(&colors);
+        turn_hue(shift, &mut mapped);
+        assert_eq!(crc32(&mapped), pillow("hue_0.3"), "turned");
+        let mut plain = colors;
+        turn_portable(&TO_HSV, &TO_RGB, shift, &mut plain);
+        assert!(plain == mapped, "both compilations");
     }
 }

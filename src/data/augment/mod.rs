@@ -8,6 +8,7 @@ mod color;
 mod draw;
 mod hue;
 mod normalize;
+mod words;
 
 use image::RgbImage;
 use serde::{Deserialize, Serialize};
