@@ -105,6 +105,13 @@ def main():
                 compare(f"Loading on one core, {size} px from {args.photos.name}", args.rounds,
                         lambda: run(["cargo", "bench", "--quiet", "--bench", "loader", "--", *timing])[-1],
                         lambda: run([python, HERE / "loader.py", *timing])[-1])
+            for form in ("original", "jpeg", "raw"):
+                packed = scratch / f"{form}.pack"
+                run([PROGRAM, "pack", args.photos, packed, "--as", form])
+                timing = ["--size", 224, "--seconds", 5]
+                compare(f"Loading on one core, 224 px, packed as {form} beside torchvision's files", args.rounds,
+                        lambda: run(["cargo", "bench", "--quiet", "--bench", "loader", "--", packed, *timing])[-1],
+                        lambda: run([python, HERE / "loader.py", args.photos, *timing])[-1])
         if "objective" in wanted:
             def by_case(records):
                 return {f"{r['case']} N={r['n']} B={r['b']} K={r['k']}": r["ms"] for r in records}
