@@ -6,10 +6,16 @@ pub mod confusion;
 pub mod contact_sheet;
 pub mod curves;
 pub mod eta;
+mod finding;
+pub mod log_file;
+pub mod machine;
 pub mod metrics;
 pub mod progress;
+pub mod retrievals;
+pub mod tensorboard;
 mod terminal;
 
+pub use finding::Finding;
 pub use metrics::{EvalRecord, MetricsWriter, Record, StepRecord};
-pub use progress::{EpochStart, PlainReporter, Reporter, SilentReporter};
+pub use progress::{EpochStart, PlainReporter, Reporter, SilentReporter, Tee};
 pub use terminal::TerminalReporter;
