@@ -41,7 +41,7 @@ pub const CURVES: &str = "curves.svg";
 pub const LOCK: &str = "lock";
 
 /// Files that make a folder one that a new run must not write to.
-const OF_A_RUN: [&str; 6] = [CONFIG, MANIFEST, METRICS, LAST, PREVIOUS, BEST];
+const OF_A_RUN: [&str; 7] = [CONFIG, MANIFEST, METRICS, RETRIEVALS, LAST, PREVIOUS, BEST];
 
 /// A run's folder, locked for this process until dropped.
 #[derive(Debug)]

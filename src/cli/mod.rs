@@ -1,5 +1,4 @@
 //! The command line: one file per command. Nothing else prints, reads arguments or exits.
-#![allow(clippy::print_stdout, clippy::print_stderr, reason = "this is where the program speaks")]
 
 use std::process::ExitCode;
 
@@ -15,6 +14,7 @@ mod import;
 mod inputs;
 mod inspect;
 mod pretrained;
+mod running;
 mod settings;
 mod subject;
 mod train;
@@ -60,9 +60,9 @@ pub fn main() -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error}");
+            tell(&format!("error: {error}"));
             if let Some(hint) = error.hint() {
-                eprintln!("hint: {hint}");
+                tell(&format!("hint: {hint}"));
             }
             ExitCode::from(error.exit_code())
         }
@@ -78,4 +78,15 @@ fn say(text: impl std::fmt::Display) -> Result<()> {
         }
         _ => Ok(()),
     }
+}
+
+/// Writes a remark to standard error.
+fn note(text: impl std::fmt::Display) {
+    tell(&format!("note: {text}"));
+}
+
+/// Writes to standard error. Where nobody can hear it, nobody can be told that either.
+fn tell(text: &str) {
+    use std::io::Write;
+    let _ = writeln!(std::io::stderr(), "{text}");
 }
