@@ -6,6 +6,8 @@ use clap::{Parser, Subcommand};
 
 use crate::error::Result;
 
+mod compare;
+mod completions;
 mod data;
 mod embed;
 mod eval;
@@ -14,6 +16,7 @@ mod import;
 mod inputs;
 mod inspect;
 mod pretrained;
+mod report;
 mod running;
 mod settings;
 mod subject;
@@ -36,6 +39,10 @@ enum Command {
     Eval(eval::Arguments),
     /// Write the features of every image to a file
     Embed(embed::Arguments),
+    /// Write a run's page: curves, settings, machine, what it found, warnings
+    Report(report::Arguments),
+    /// Set runs beside each other: numbers, the settings that differ, curves
+    Compare(compare::Arguments),
     /// Say what a data set holds: classes, sizes, duplicates, unreadable files
     Data(data::Arguments),
     /// Say what a checkpoint holds, ours or PyTorch's
@@ -44,6 +51,10 @@ enum Command {
     Import(import::Arguments),
     /// Write a checkpoint as safetensors, .pth, ONNX, or its bank as a table
     Export(export::Arguments),
+    /// Print what a shell needs to complete commands and flags
+    Completions(completions::Arguments),
+    /// Write manual pages, one for each command
+    Man(completions::ManArguments),
 }
 
 /// Runs the program and gives its exit code: 0 success, 1 failure, 2 usage, 130 interrupted.
@@ -52,10 +63,14 @@ pub fn main() -> ExitCode {
         Command::Train(arguments) => train::run(*arguments),
         Command::Eval(arguments) => eval::run(arguments),
         Command::Embed(arguments) => embed::run(arguments),
+        Command::Report(arguments) => report::run(arguments),
+        Command::Compare(arguments) => compare::run(arguments),
         Command::Data(arguments) => data::run(arguments),
         Command::Inspect(arguments) => inspect::run(arguments),
         Command::Import(arguments) => import::run(arguments),
         Command::Export(arguments) => export::run(arguments),
+        Command::Completions(arguments) => completions::run(arguments),
+        Command::Man(arguments) => completions::man(arguments),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

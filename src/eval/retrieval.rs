@@ -69,15 +69,23 @@ pub fn retrieve(
     Ok(queries.iter().enumerate().map(of_query).collect())
 }
 
+impl Shown {
+    /// Whether `data` has this image at this place, as far as its name tells.
+    pub fn is_in(&self, data: &Dataset) -> bool {
+        (self.row as usize) < data.len() && self.name == name_in(data, self.row)
+    }
+}
+
 fn shown(data: &Dataset, row: u32, similarity: Option<f32>) -> Shown {
+    Shown { row, name: name_in(data, row), label: data.label(row as usize), similarity }
+}
+
+fn name_in(data: &Dataset, row: u32) -> String {
     let name = data.name(row as usize);
-    let surplus = name.chars().count().saturating_sub(NAME);
-    let name = if surplus == 0 {
-        name.into_owned()
-    } else {
-        format!("…{}", name.chars().skip(surplus + 1).collect::<String>())
-    };
-    Shown { row, name, label: data.label(row as usize), similarity }
+    match name.chars().count().checked_sub(NAME) {
+        None | Some(0) => name.into_owned(),
+        Some(surplus) => format!("…{}", name.chars().skip(surplus + 1).collect::<String>()),
+    }
 }
 
 /// Up to `n` readable images of `data`: the first of each of `n` classes spread evenly over all, or, where there are
@@ -162,6 +170,9 @@ mod tests {
         assert_eq!((first.found.len(), first.found[0].row), (NEIGHBORS, 31));
         assert!((first.found[0].similarity.unwrap() - 1.0).abs() < 1e-5);
         assert_eq!(first.found[0].name, splits.train.name(31));
+        assert!(first.found[0].is_in(&splits.train));
+        assert!(!Shown { row: 40, ..first.found[0].clone() }.is_in(&splits.train));
+        assert!(!Shown { row: 30, ..first.found[0].clone() }.is_in(&splits.train));
         assert!(found.iter().all(|r| r.found.iter().all(|s| s.row != quarantined)));
         // Without a test split an image does not find itself.
         let alone = Splits { test: None, ..splits };
