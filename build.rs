@@ -23,7 +23,8 @@ fn libtorch_version() -> Option<String> {
     let header = Path::new(&std::env::var("LIBTORCH").ok()?).join("include/torch/headeronly/version.h");
     let text = std::fs::read_to_string(header).ok()?;
     let part = |name: &str| {
-        let rest = text.lines().find_map(|line| line.strip_prefix("#define TORCH_VERSION_")?.strip_prefix(name))?;
+        let rest =
+            text.lines().find_map(|line| line.strip_prefix("#define TORCH_VERSION_")?.strip_prefix(name))?;
         Some(rest.trim().to_owned())
     };
     Some(format!("{}.{}.{}", part("MAJOR")?, part("MINOR")?, part("PATCH")?))

@@ -11,8 +11,10 @@ use crate::error::{Error, Result};
 
 /// Flags of `lemniscate completions`.
 #[derive(clap::Args)]
-#[command(after_help = "Examples:\n  lemniscate completions bash > ~/.local/share/bash-completion/completions/lemniscate\n  \
-lemniscate completions zsh > ~/.zfunc/_lemniscate\n  lemniscate completions fish > ~/.config/fish/completions/lemniscate.fish")]
+#[command(
+    after_help = "Examples:\n  lemniscate completions bash > ~/.local/share/bash-completion/completions/lemniscate\n  \
+lemniscate completions zsh > ~/.zfunc/_lemniscate\n  lemniscate completions fish > ~/.config/fish/completions/lemniscate.fish"
+)]
 pub struct Arguments {
     /// The shell
     #[arg(value_enum)]
@@ -21,7 +23,9 @@ pub struct Arguments {
 
 /// Flags of `lemniscate man`.
 #[derive(clap::Args)]
-#[command(after_help = "Examples:\n  lemniscate man --out ~/.local/share/man/man1\n  lemniscate man --out man && man man/lemniscate-train.1")]
+#[command(
+    after_help = "Examples:\n  lemniscate man --out ~/.local/share/man/man1\n  lemniscate man --out man && man man/lemniscate-train.1"
+)]
 pub struct ManArguments {
     /// The folder; it is created
     #[arg(short, long, value_name = "DIR")]
@@ -55,9 +59,7 @@ fn page(out: &Path, command: clap::Command, name: &str) -> Result<String> {
     let file = format!("{name}.1");
     let path = out.join(&file);
     let mut page = Vec::new();
-    clap_mangen::Man::new(command.name(name.to_owned()).display_name(name.to_owned()))
-        .render(&mut page)
-        .map_err(|e| Error::io(&path, "compose", e))?;
+    clap_mangen::Man::new(command).render(&mut page).map_err(|e| Error::io(&path, "compose", e))?;
     atomic::write_text(&path, &String::from_utf8_lossy(&page))?;
     Ok(file)
 }

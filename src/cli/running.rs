@@ -97,7 +97,8 @@ pub fn go(parts: Parts, watching: &Watching) -> Result<()> {
     }
     tell(&describe(&config, &splits, &path))?;
     log.write(Level::Info, &format!("machine: {}", machine.describe()));
-    let mut reporters: Vec<Box<dyn Reporter>> = vec![Box::new(LogReporter::new(log.clone(), config.print_freq))];
+    let mut reporters: Vec<Box<dyn Reporter>> =
+        vec![Box::new(LogReporter::new(log.clone(), config.print_freq))];
     if !quiet {
         reporters.push(progress::for_standard_streams(config.print_freq, watching.verbosity));
     }

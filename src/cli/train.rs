@@ -172,9 +172,7 @@ fn fresh(arguments: &Arguments) -> Result<()> {
     }
     start::noise(&config, &splits.train)?;
     let encoder = match &weights {
-        Some(weights) => {
-            pretrained::encoder_from(weights, &config, device, |message| notes.add(message))?
-        }
+        Some(weights) => pretrained::encoder_from(weights, &config, device, |message| notes.add(message))?,
         None => start::fresh_encoder(&config, device),
     };
     for note in &splits.notes {

@@ -138,15 +138,14 @@ mod tests {
         // More queries than classes, more than images, and no labels.
         assert_eq!(choose(&train, 30).len(), 30);
         assert_eq!(choose(&train.without_labels(), 4), [25, 75, 125, 175]);
-        assert_eq!(choose(&synthetic("synthetic:3x16").train, 8).len(), 3);
+        assert_eq!(choose(&synthetic("synthetic:10x16").train, 30).len(), 10);
     }
 
     #[test]
     fn a_row_that_holds_the_querys_embedding_is_found_first() {
         let splits = synthetic("synthetic:40x16");
         let quarantined = 7;
-        let splits =
-            Splits { train: splits.train.with_quarantine(&[quarantined]).unwrap(), ..splits };
+        let splits = Splits { train: splits.train.with_quarantine(&[quarantined]).unwrap(), ..splits };
         let config = EncoderConfig {
             arch: Arch::ResNet18,
             family: Family::Cifar,

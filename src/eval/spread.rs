@@ -38,7 +38,8 @@ pub fn spread(bank: &MemoryBank, excluded_rows: &[u32], temperature: f64) -> Opt
     }
     let rows = Tensor::from_slice(&rows).view([n as i64, bank.dim() as i64]).to_kind(Kind::Double); // [n, D]
     let scores = rows.matmul(&rows.transpose(0, 1)) / temperature; // [n, n]
-    let others = scores.tril(-1) + Tensor::full([n as i64; 2], f64::NEG_INFINITY, (Kind::Double, rows.device())).triu(0);
+    let others = scores.tril(-1)
+        + Tensor::full([n as i64; 2], f64::NEG_INFINITY, (Kind::Double, rows.device())).triu(0);
     let pairs = (n * (n - 1) / 2) as f64;
     let ln_mean_exp = others.view([-1]).logsumexp([0i64].as_slice(), false).double_value(&[]) - pairs.ln();
     let centred = &rows - rows.mean_dim([0i64].as_slice(), true, Kind::Double);

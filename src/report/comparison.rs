@@ -15,7 +15,7 @@ pub struct Table {
 /// What stands where a run has nothing to say.
 const NOTHING: &str = "-";
 
-/// Settings in which the runs differ, in the order of `config.toml`.
+/// Settings in which the runs differ, by name.
 pub fn differing_settings(runs: &[History]) -> Table {
     let flat: Vec<Vec<(String, String)>> = runs.iter().map(|run| flattened(&run.settings)).collect();
     let mut keys: Vec<&String> = Vec::new();
@@ -27,9 +27,12 @@ pub fn differing_settings(runs: &[History]) -> Table {
     let value = |settings: &[(String, String)], key: &str| {
         settings.iter().find(|(name, _)| name == key).map_or(NOTHING.to_owned(), |(_, value)| value.clone())
     };
-    let rows = keys.into_iter().map(|key| (key.clone(), flat.iter().map(|settings| value(settings, key)).collect()));
-    let rows = rows.filter(|(_, cells): &(_, Vec<String>)| cells.iter().any(|cell| *cell != cells[0]));
-    Table { title: "settings that differ", rows: rows.collect() }
+    let rows =
+        keys.into_iter().map(|key| (key.clone(), flat.iter().map(|settings| value(settings, key)).collect()));
+    let mut rows: Vec<(String, Vec<String>)> = rows.collect();
+    rows.retain(|(_, cells)| cells.iter().any(|cell| *cell != cells[0]));
+    rows.sort();
+    Table { title: "settings that differ", rows }
 }
 
 /// What the runs came to.
@@ -83,7 +86,10 @@ pub fn same_data(runs: &[History]) -> Option<bool> {
 
 /// The best top-1 of `evaluations.jsonl`, with what it was.
 fn best_test(run: &History) -> Option<String> {
-    let tests = run.tests.iter().filter_map(|test| Some((test["knn"]["top1"].as_f64()?, &test["knn"], &test["epoch"])));
+    let tests = run
+        .tests
+        .iter()
+        .filter_map(|test| Some((test["knn"]["top1"].as_f64()?, &test["knn"], &test["epoch"])));
     let (top1, knn, epoch) = tests.reduce(|best, other| if other.0 > best.0 { other } else { best })?;
     let bank = knn["bank"].as_str().unwrap_or(NOTHING);
     Some(format!("{:.2} (kNN, k = {}, {bank} bank, after {epoch} epochs)", 100.0 * top1, knn["k"]))
@@ -95,7 +101,9 @@ pub fn flattened(settings: &toml::Table) -> Vec<(String, String)> {
     for (key, value) in settings {
         match value {
             toml::Value::Table(inner) => {
-                flat.extend(flattened(inner).into_iter().map(|(name, value)| (format!("{key}.{name}"), value)));
+                flat.extend(
+                    flattened(inner).into_iter().map(|(name, value)| (format!("{key}.{name}"), value)),
+                );
             }
             toml::Value::String(text) => flat.push((key.clone(), text.clone())),
             other => flat.push((key.clone(), other.to_string())),
@@ -107,13 +115,16 @@ pub fn flattened(settings: &toml::Table) -> Vec<(String, String)> {
 impl Table {
     /// The table in columns for a terminal or a file; `names` head the columns of the runs.
     pub fn to_text(&self, names: &[&str]) -> String {
-        let title = std::iter::once((self.title, names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>()));
+        let title =
+            std::iter::once((self.title, names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>()));
         let rows: Vec<(&str, Vec<String>)> =
             title.chain(self.rows.iter().map(|(name, cells)| (name.as_str(), cells.clone()))).collect();
         let width = |cell: &str| cell.chars().count();
         let first = rows.iter().map(|(name, _)| width(name)).max().unwrap_or(0);
         let widths: Vec<usize> = (0..names.len())
-            .map(|i| rows.iter().map(|(_, cells)| cells.get(i).map_or(0, |cell| width(cell))).max().unwrap_or(0))
+            .map(|i| {
+                rows.iter().map(|(_, cells)| cells.get(i).map_or(0, |cell| width(cell))).max().unwrap_or(0)
+            })
             .collect();
         let mut text = String::new();
         for (name, cells) in rows {
@@ -141,11 +152,12 @@ mod tests {
         let b = run(&folder.join("2"), "epochs = 3\nlr = 0.1\nmax-steps = 9\n[augmentation]\nflip = 0.0\n");
         let runs = [History::read(&a).unwrap(), History::read(&b).unwrap()];
         let table = differing_settings(&runs);
-        let rows: Vec<_> = table.rows.iter().map(|(key, cells)| format!("{key} {}", cells.join(" "))).collect();
-        assert_eq!(rows, ["lr 0.03 0.1", "augmentation.flip 0.5 0.0", "max-steps - 9"]);
+        let rows: Vec<_> =
+            table.rows.iter().map(|(key, cells)| format!("{key} {}", cells.join(" "))).collect();
+        assert_eq!(rows, ["augmentation.flip 0.5 0.0", "lr 0.03 0.1", "max-steps - 9"]);
         let text = table.to_text(&["a", "run b"]);
-        let expected = "settings that differ  a     run b\nlr                    0.03  0.1\n\
-                        augmentation.flip     0.5   0.0\nmax-steps             -     9\n";
+        let expected = "settings that differ  a     run b\naugmentation.flip     0.5   0.0\n\
+                        lr                    0.03  0.1\nmax-steps             -     9\n";
         assert_eq!(text, expected);
         assert_eq!(same_data(&runs), None);
     }
@@ -155,7 +167,8 @@ mod tests {
         let (_dir, folder) = scratch();
         let path = run(&folder, "epochs = 3\n");
         let line = r#"{"epoch":2,"knn":{"k":200,"bank":"live","top1":0.281}}"#;
-        std::fs::write(path.join("evaluations.jsonl"), format!("{line}\n{{\"other\":1}}\nnonsense\n")).unwrap();
+        std::fs::write(path.join("evaluations.jsonl"), format!("{line}\n{{\"other\":1}}\nnonsense\n"))
+            .unwrap();
         let text = results(&[History::read(&path).unwrap()]).to_text(&["run"]);
         for part in [
             "epochs                             2.2 of 3",

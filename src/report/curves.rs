@@ -38,7 +38,13 @@ fn draw_both(
     let smooth = Curve { stroke: Stroke::Line, points: averaged(&loss, SMOOTH), ..raw.clone() };
     // Both panels share their horizontal axis.
     let last = loss.last().map_or(1.0, |point| point.0).max(1.0);
-    draw(&above, &Panel { y_label: "loss".into(), curves: vec![raw, smooth], ..Panel::default() }, last, Ground::White, 14)?;
+    draw(
+        &above,
+        &Panel { y_label: "loss".into(), curves: vec![raw, smooth], ..Panel::default() },
+        last,
+        Ground::White,
+        14,
+    )?;
     let curves = accuracies.into_iter().enumerate().map(|(colour, (name, points))| Curve {
         name,
         colour,

@@ -233,7 +233,8 @@ mod tests {
     fn an_epoch_is_estimated_without_its_evaluation() {
         simulate(CIFAR, |epoch, batch, _, eta| {
             if epoch > 0 {
-                let (found, true_left) = (eta.epoch_left().unwrap().as_secs_f64(), 1.1 * (391 - batch) as f64);
+                let (found, true_left) =
+                    (eta.epoch_left().unwrap().as_secs_f64(), 1.1 * (391 - batch) as f64);
                 assert!((found - true_left).abs() < 0.1 * true_left + 2.0, "{epoch} {batch}: {found}");
             }
         });

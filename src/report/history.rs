@@ -90,8 +90,9 @@ impl History {
             Error::format(file(run_folder::CONFIG), "settings in TOML", e.message().to_owned())
         })?;
         let manifest: Value = match text(run_folder::MANIFEST)? {
-            Some(text) => serde_json::from_str(&text)
-                .map_err(|e| Error::format(file(run_folder::MANIFEST), "a manifest in JSON", e.to_string()))?,
+            Some(text) => serde_json::from_str(&text).map_err(|e| {
+                Error::format(file(run_folder::MANIFEST), "a manifest in JSON", e.to_string())
+            })?,
             None => Value::Null,
         };
         let machines = serde_json::from_value(manifest["machines"].clone()).unwrap_or_default();
@@ -141,7 +142,8 @@ impl History {
 
     /// The median of the images per second.
     pub fn images_per_s(&self) -> Option<f64> {
-        let mut speeds: Vec<f64> = self.steps.iter().map(|s| s.images_per_s).filter(|x| x.is_finite()).collect();
+        let mut speeds: Vec<f64> =
+            self.steps.iter().map(|s| s.images_per_s).filter(|x| x.is_finite()).collect();
         let middle = speeds.len() / 2;
         (!speeds.is_empty()).then(|| *speeds.select_nth_unstable_by(middle, f64::total_cmp).1)
     }
@@ -176,7 +178,8 @@ impl History {
     /// The monitor's name, its last value, its best value and the epoch (from 0) of that.
     pub fn monitor(&self) -> Option<(String, f64, f64, u64)> {
         let name = self.percentages().into_iter().next()?;
-        let of_monitor = || self.evaluations.iter().map(|(_, r)| r).filter(|r| r.metric == name && r.value.is_finite());
+        let of_monitor =
+            || self.evaluations.iter().map(|(_, r)| r).filter(|r| r.metric == name && r.value.is_finite());
         let last = of_monitor().next_back()?.value;
         let best = of_monitor().reduce(|best, r| if r.value > best.value { r } else { best })?;
         Some((name.clone(), last, best.value, best.epoch))
@@ -207,10 +210,12 @@ fn with_fractions(steps: Vec<(u64, Step)>) -> Vec<Step> {
     let longest = steps.chunk_by(|a, b| a.0 == b.0).map(<[_]>::len).max().unwrap_or(1) as f64;
     let mut placed = Vec::with_capacity(steps.len());
     for epoch in steps.chunk_by(|a, b| a.0 == b.0) {
-        placed.extend(epoch.iter().enumerate().map(|(i, (number, step))| Step {
-            epochs: *number as f64 + (i + 1) as f64 / longest,
-            ..*step
-        }));
+        placed.extend(
+            epoch.iter().enumerate().map(|(i, (number, step))| Step {
+                epochs: *number as f64 + (i + 1) as f64 / longest,
+                ..*step
+            }),
+        );
     }
     placed
 }
@@ -239,7 +244,8 @@ pub(super) mod tests {
         let path = folder.join("runs <a> & b");
         fs::create_dir_all(&path).unwrap();
         fs::write(path.join("config.toml"), config).unwrap();
-        fs::write(path.join("manifest.json"), r#"{"root":"x","machines":[{"cpu":"Some CPU","cores":2}]}"#).unwrap();
+        fs::write(path.join("manifest.json"), r#"{"root":"x","machines":[{"cpu":"Some CPU","cores":2}]}"#)
+            .unwrap();
         let mut metrics = MetricsWriter::create(path.join("metrics.jsonl")).unwrap();
         for step in 1..=9 {
             let epoch = (step - 1) / 4;
@@ -249,9 +255,13 @@ pub(super) mod tests {
             record.extra.insert("forward_ms".into(), 50.0.into());
             metrics.step(&record).unwrap();
             if step % 4 == 0 {
-                for (metric, value) in [("nn_top1", 20.0), ("knn_top1", 30.0 - epoch as f64), ("effective_rank", 12.5)] {
+                for (metric, value) in
+                    [("nn_top1", 20.0), ("knn_top1", 30.0 - epoch as f64), ("effective_rank", 12.5)]
+                {
                     let (metric, bank) = (metric.to_owned(), "live".to_owned());
-                    metrics.evaluation(&EvalRecord { epoch, metric, value, bank, ..Default::default() }).unwrap();
+                    metrics
+                        .evaluation(&EvalRecord { epoch, metric, value, bank, ..Default::default() })
+                        .unwrap();
                 }
             }
         }
@@ -288,6 +298,7 @@ pub(super) mod tests {
         assert_eq!((history.images_per_s(), history.hours(), history.shares()), (None, 0.0, [0.0; 5]));
         fs::write(path.join("config.toml"), "epochs = ").unwrap();
         assert!(History::read(&path).unwrap_err().to_string().contains("config.toml"));
+        fs::write(path.join("config.toml"), "epochs = 3\n").unwrap();
         for missing in ["metrics.jsonl", "config.toml"] {
             fs::remove_file(path.join(missing)).unwrap();
             let error = History::read(&path).unwrap_err();

@@ -69,7 +69,8 @@ impl Reporter for LogReporter {
     fn epoch_started(&mut self, start: EpochStart) {
         self.epoch.start(start);
         let EpochStart { epoch, epochs, batches, batches_done, .. } = start;
-        let text = format!("epoch {}/{epochs} begins: {batches} batches, {batches_done} of them done", epoch + 1);
+        let text =
+            format!("epoch {}/{epochs} begins: {batches} batches, {batches_done} of them done", epoch + 1);
         self.log.write(Level::Debug, &text);
     }
 
@@ -104,7 +105,10 @@ mod tests {
     #[test]
     fn lines_have_a_time_and_a_level() {
         let moment = SystemTime::UNIX_EPOCH + Duration::from_millis(1_773_500_523_045);
-        assert_eq!(line(moment, Level::Warn, "two\nlines\n"), "2026-03-14T15:02:03.045Z WARN  two\n    lines\n");
+        assert_eq!(
+            line(moment, Level::Warn, "two\nlines\n"),
+            "2026-03-14T15:02:03.045Z WARN  two\n    lines\n"
+        );
         assert_eq!(line(SystemTime::UNIX_EPOCH, Level::Info, ""), "1970-01-01T00:00:00.000Z INFO  \n");
     }
 

@@ -14,7 +14,8 @@ pub fn of_run(run: &History) -> Vec<Panel> {
     let place = |step: &Step| step.step as f64;
     let with_smooth = |title: &str, y_label: &str, value: &dyn Fn(&Step) -> f64| {
         let points = series(run, place, value);
-        let fine = Curve { name: String::new(), colour: 0, stroke: Stroke::Pale, points: averaged(&points, FINE) };
+        let fine =
+            Curve { name: String::new(), colour: 0, stroke: Stroke::Pale, points: averaged(&points, FINE) };
         let smooth = Curve { stroke: Stroke::Line, points: averaged(&points, SMOOTH), ..fine.clone() };
         panel(title, x_label, y_label, vec![fine, smooth])
     };
@@ -147,7 +148,10 @@ mod tests {
         ];
         assert_eq!(titles(&panels), expected);
         let monitor = &panels[1].curves;
-        assert_eq!((monitor[0].name.as_str(), &monitor[0].points), ("knn_top1", &vec![(4.0, 30.0), (8.0, 29.0)]));
+        assert_eq!(
+            (monitor[0].name.as_str(), &monitor[0].points),
+            ("knn_top1", &vec![(4.0, 30.0), (8.0, 29.0)])
+        );
         assert_eq!(panels[4].curves[0].points[0], (1.0, 25.0));
         let parts: Vec<_> = panels[5].curves.iter().map(|curve| curve.name.as_str()).collect();
         assert_eq!(parts, ["waiting for images", "forward"]);

@@ -87,10 +87,16 @@ pub fn panel_svg(panel: &Panel) -> String {
     let mut svg = String::new();
     {
         let root = SVGBackend::with_string(&mut svg, SIZE).into_drawing_area();
-        draw(&root, panel, 0.0, Ground::Page, 18).and_then(|()| Ok(root.present()?)).expect("drawing into memory does not fail");
+        draw(&root, panel, 0.0, Ground::Page, 18)
+            .and_then(|()| Ok(root.present()?))
+            .expect("drawing into memory does not fail");
     }
     let label = html_escaped(&format!("{} over {}", panel.title, panel.x_label));
-    svg.replace(INK_HEX, "currentColor").replacen("<svg ", &format!("<svg role=\"img\" aria-label=\"{label}\" "), 1)
+    svg.replace(INK_HEX, "currentColor").replacen(
+        "<svg ",
+        &format!("<svg role=\"img\" aria-label=\"{label}\" "),
+        1,
+    )
 }
 
 fn html_escaped(text: &str) -> String {
@@ -145,15 +151,19 @@ pub(super) fn draw(
         let colour = RGBColor(r, g, b);
         let style = match curve.stroke {
             Stroke::Pale => colour.mix(0.35).stroke_width(1),
-            Stroke::Line | Stroke::Dotted => colour.mix(1.0).stroke_width(if ground == Ground::Page { 3 } else { 2 }),
+            Stroke::Line | Stroke::Dotted => {
+                colour.mix(1.0).stroke_width(if ground == Ground::Page { 3 } else { 2 })
+            }
         };
-        let series = chart.draw_series(LineSeries::new(curve.points.iter().copied(), style))?;
+        // Beyond the bounds there is nothing to see, and plotters cannot count that far.
+        let points = || curve.points.iter().map(|&(x, y)| (x, y.clamp(low, high)));
+        let series = chart.draw_series(LineSeries::new(points(), style))?;
         if !curve.name.is_empty() {
             named = true;
             series.label(&curve.name).legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], style));
         }
         if curve.stroke == Stroke::Dotted {
-            chart.draw_series(curve.points.iter().map(|point| Circle::new(*point, 3, colour.filled())))?;
+            chart.draw_series(points().map(|point| Circle::new(point, 3, colour.filled())))?;
         }
     }
     if named && ground == Ground::White {
@@ -224,7 +234,11 @@ mod tests {
     #[test]
     fn a_panel_on_a_page_takes_the_pages_ink() {
         let svg = panel_svg(&panel(vec![(1.0, 2.0), (5.0, 3.0)]));
-        assert!(svg.starts_with("<svg role=\"img\" aria-label=\"loss &amp; &quot;more&quot; over optimiser step\""));
+        assert!(
+            svg.starts_with(
+                "<svg role=\"img\" aria-label=\"loss &amp; &quot;more&quot; over optimiser step\""
+            )
+        );
         assert!(svg.contains("currentColor") && !svg.contains(INK_HEX) && !svg.contains("#FFFFFF"), "{svg}");
         assert!(svg.contains(&colour(0).to_uppercase()) && svg.matches("<circle").count() == 2, "{svg}");
     }
@@ -247,7 +261,8 @@ mod tests {
         for colour in COLOURS {
             let l = luminance(colour);
             // WCAG's ratio; the dark page is #14161a.
-            let (on_white, on_dark) = (1.05 / (l + 0.05), (l + 0.05) / (luminance(RGBColor(20, 22, 26)) + 0.05));
+            let (on_white, on_dark) =
+                (1.05 / (l + 0.05), (l + 0.05) / (luminance(RGBColor(20, 22, 26)) + 0.05));
             assert!(on_white >= 3.0 && on_dark >= 3.0, "{colour:?}: {on_white:.2} {on_dark:.2}");
         }
     }

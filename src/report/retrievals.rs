@@ -60,7 +60,8 @@ impl RetrievalsWriter {
                     path,
                     reason: error.to_string(),
                     hint: Some(
-                        "move the file away to continue with a new one; the training itself is not affected".into(),
+                        "move the file away to continue with a new one; the training itself is not affected"
+                            .into(),
                     ),
                 });
             }

@@ -111,7 +111,9 @@ impl Session<'_> {
         let snapshot = Snapshot { epoch, step, queries };
         self.retrievals.append(&snapshot)?;
         let splits = self.splits.clone();
-        self.to_events(|events| events.image(step, "retrievals", &retrievals::sheet(&snapshot, &splits, TILE)?));
+        self.to_events(|events| {
+            events.image(step, "retrievals", &retrievals::sheet(&snapshot, &splits, TILE)?)
+        });
         Ok(())
     }
 

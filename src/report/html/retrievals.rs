@@ -170,7 +170,13 @@ mod tests {
     fn without_the_data_names_have_to_do() {
         let classes = ["a", "b", "c"].map(String::from);
         let html = section(&snapshots(2), &Pictures::None("it is gone".into()), &classes).into_string();
-        for part in ["No pictures: it is gone", "train/40 &lt;&amp;&gt;", "after epoch 2: 1 of 2 of its class", "tile other", "tile same"] {
+        for part in [
+            "No pictures: it is gone",
+            "train/40 &lt;&amp;&gt;",
+            "after epoch 2: 1 of 2 of its class",
+            "tile other",
+            "tile same",
+        ] {
             assert!(html.contains(part), "{part}: {html}");
         }
         assert!(!html.contains("<img"));
@@ -179,7 +185,8 @@ mod tests {
 
     #[test]
     fn images_that_are_not_what_they_were_are_left_out() {
-        let splits = open(Path::new("synthetic:50x16"), Some(DataFormat::Synthetic), &OpenOptions::default()).unwrap();
+        let splits =
+            open(Path::new("synthetic:50x16"), Some(DataFormat::Synthetic), &OpenOptions::default()).unwrap();
         let mut snapshots = snapshots(1);
         snapshots[0].queries[0].found[1].name = splits.train.name(40).into_owned();
         let html = section(&snapshots, &Pictures::Of(splits), &[]).into_string();

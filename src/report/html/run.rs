@@ -138,7 +138,9 @@ fn parts(test: &Value) -> Vec<(&str, (String, String))> {
             let (mut how, mut came) = (Vec::new(), Vec::new());
             for (key, value) in fields.iter().filter(|(_, value)| !value.is_array() && !value.is_object()) {
                 match value.as_f64() {
-                    Some(share) if key.starts_with("top") => came.push(format!("{key} {:.2} %", 100.0 * share)),
+                    Some(share) if key.starts_with("top") => {
+                        came.push(format!("{key} {:.2} %", 100.0 * share))
+                    }
                     _ => how.push(format!("{key} {}", text(value))),
                 }
             }
@@ -156,7 +158,8 @@ fn data(manifest: &Value) -> Vec<(String, String)> {
     for split in ["train", "test"] {
         if let Some(images) = manifest[split]["images"].as_u64() {
             let quarantined = manifest[split]["quarantined"].as_array().map_or(0, Vec::len);
-            let set_aside = if quarantined > 0 { format!(", {quarantined} of them quarantined") } else { String::new() };
+            let set_aside =
+                if quarantined > 0 { format!(", {quarantined} of them quarantined") } else { String::new() };
             rows.push((format!("{split} images"), format!("{images}{set_aside}")));
         }
     }
@@ -207,7 +210,11 @@ mod tests_of_pages {
         ] {
             assert!(html.contains(part), "{part}");
         }
-        assert!(!html.contains("<img") && !html.contains("often>") && !html.contains("http://www.w3.org/1999/xlink"));
+        assert!(
+            !html.contains("<img")
+                && !html.contains("often>")
+                && !html.contains("http://www.w3.org/1999/xlink")
+        );
         assert_eq!(html.matches("<svg").count(), html.matches("</svg>").count());
         let both = comparison_page(&[history.clone(), history]);
         assert!(both.contains("2 runs compared") && both.contains("these runs have the same settings"));
@@ -217,7 +224,10 @@ mod tests_of_pages {
     fn times_suit_their_size() {
         let then = SystemTime::UNIX_EPOCH;
         let text = |seconds| ago(then + Duration::from_secs(seconds), then);
-        assert_eq!([1, 119, 600, 86_400, 864_000].map(text), ["1 second", "119 seconds", "10 minutes", "24 hours", "10 days"]);
+        assert_eq!(
+            [1, 119, 600, 86_400, 864_000].map(text),
+            ["1 second", "119 seconds", "10 minutes", "24 hours", "10 days"]
+        );
         assert_eq!(ago(then, then + Duration::from_secs(9)), "0 seconds");
     }
 }

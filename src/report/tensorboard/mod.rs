@@ -101,9 +101,7 @@ impl EventWriter {
     fn write(&mut self, step: u64, what: What) -> Result<()> {
         let wall_time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
         let event = Event { wall_time, step: step as i64, what: Some(what) };
-        self.file
-            .write_all(&record(&event.encode_to_vec()))
-            .map_err(|e| Error::io(&self.path, "write", e))
+        self.file.write_all(&record(&event.encode_to_vec())).map_err(|e| Error::io(&self.path, "write", e))
     }
 }
 

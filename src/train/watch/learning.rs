@@ -176,7 +176,9 @@ mod tests {
     #[test]
     fn a_z_that_no_longer_fits_is_noticed() {
         let scores = 50_000f64.ln() + HEALTHY.ln_mean_exp;
-        for (off, expected) in [(3.5, Some("images for noise")), (-3.5, Some("noise for images")), (2.5, None)] {
+        for (off, expected) in
+            [(3.5, Some("images for noise")), (-3.5, Some("noise for images")), (2.5, None)]
+        {
             let found = look(&config(Preset::Cifar), &facts(), &old(&[], HEALTHY, Some(scores + off)), None);
             assert_eq!(found.len(), usize::from(expected.is_some()), "{off}");
             assert!(expected.is_none_or(|text| found[0].text.contains(text)), "{found:?}");
@@ -185,7 +187,8 @@ mod tests {
 
     #[test]
     fn a_loss_worse_than_ignorance_is_noticed() {
-        let softmax = TrainConfig { objective: ObjectiveKind::Softmax, n_negatives: 0, ..config(Preset::Cifar) };
+        let softmax =
+            TrainConfig { objective: ObjectiveKind::Softmax, n_negatives: 0, ..config(Preset::Cifar) };
         let ignorant = 50_000f64.ln() + 1.0 / (2.0 * 128.0 * 0.01);
         let with = |config: &TrainConfig, finished, loss| {
             abouts(&look(config, &facts(), &Epoch { finished, ..old(&[], HEALTHY, None) }, Some(loss)))

@@ -16,10 +16,16 @@ pub(super) const TEMPERATURE: (f64, f64) = (0.02, 1.0);
 pub(super) const GIVEN_LN_Z: f64 = 4.6;
 
 pub(super) fn look(config: &TrainConfig, facts: &Facts) -> Vec<Finding> {
-    [learning_rate(config), temperature(config), given_z(config, facts), negatives(config, facts), precision(config, facts)]
-        .into_iter()
-        .flatten()
-        .collect()
+    [
+        learning_rate(config),
+        temperature(config),
+        given_z(config, facts),
+        negatives(config, facts),
+        precision(config, facts),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
 }
 
 fn learning_rate(config: &TrainConfig) -> Option<Finding> {
@@ -27,9 +33,15 @@ fn learning_rate(config: &TrainConfig) -> Option<Finding> {
     let effective = config.lr / (1.0 - config.momentum);
     let what = format!("--lr {} with --momentum {}", config.lr, config.momentum);
     let text = if effective > high {
-        format!("{what} steps {:.0} times as far as the published settings; the loss will likely not fall", effective / 0.3)
+        format!(
+            "{what} steps {:.0} times as far as the published settings; the loss will likely not fall",
+            effective / 0.3
+        )
     } else if effective < low {
-        format!("{what} steps {:.0} times less far than the published settings; the features will hardly change", 0.3 / effective)
+        format!(
+            "{what} steps {:.0} times less far than the published settings; the features will hardly change",
+            0.3 / effective
+        )
     } else {
         return None;
     };
@@ -116,11 +128,17 @@ mod tests {
             objective: ObjectiveKind::Softmax,
             ..config(Preset::Cifar)
         };
-        assert_eq!(abouts(&look(&demo, &crate::train::watch::Facts { rows: 2000, images: 2000, ..facts() })), [""; 0]);
+        assert_eq!(
+            abouts(&look(&demo, &crate::train::watch::Facts { rows: 2000, images: 2000, ..facts() })),
+            [""; 0]
+        );
         // As the released ImageNet models have it.
         let z = NormalizerChoice(NormalizerMode::Fixed(2_876_934.0));
         let released = TrainConfig { normalizer: z, ..config(Preset::Imagenet) };
-        assert_eq!(abouts(&look(&released, &crate::train::watch::Facts { rows: 1_281_167, ..facts() })), [""; 0]);
+        assert_eq!(
+            abouts(&look(&released, &crate::train::watch::Facts { rows: 1_281_167, ..facts() })),
+            [""; 0]
+        );
     }
 
     #[test]
@@ -159,7 +177,8 @@ mod tests {
     fn as_many_negatives_as_images_are_noticed() {
         let few = crate::train::watch::Facts { images: 4096, ..facts() };
         assert_eq!(abouts(&look(&config(Preset::Cifar), &few)), ["negatives"]);
-        let softmax = TrainConfig { objective: ObjectiveKind::Softmax, n_negatives: 0, ..config(Preset::Cifar) };
+        let softmax =
+            TrainConfig { objective: ObjectiveKind::Softmax, n_negatives: 0, ..config(Preset::Cifar) };
         assert_eq!(abouts(&look(&softmax, &few)), [""; 0]);
         let one_more = crate::train::watch::Facts { images: 4097, ..facts() };
         assert_eq!(abouts(&look(&config(Preset::Cifar), &one_more)), [""; 0]);

@@ -56,7 +56,8 @@ pub(super) fn look(config: &TrainConfig, facts: &Facts, pace: &Pace) -> Option<F
                 facts.cores, config.image_size
             )
         };
-        let text = format!("the network waits for images {:.0} % of the time; {remedy}", percent(pace.waiting));
+        let text =
+            format!("the network waits for images {:.0} % of the time; {remedy}", percent(pace.waiting));
         return Some(Finding::warning("loader-bound", text));
     }
     let shares = format!(
@@ -95,7 +96,8 @@ mod tests {
         for step in 0..steps {
             let data_ms = if step < WARM_UP { 1000.0 } else { 1000.0 * waiting };
             let network = (1000.0 - data_ms - 1000.0 * objective) / 2.0;
-            let parts = [("forward_ms", network), ("backward_ms", network), ("objective_ms", 1000.0 * objective)];
+            let parts =
+                [("forward_ms", network), ("backward_ms", network), ("objective_ms", 1000.0 * objective)];
             let extra = parts.map(|(name, ms)| (name.to_owned(), ms.into())).into();
             pace.step(&StepRecord { step_ms: 1000.0, data_ms, extra, ..Default::default() });
         }
@@ -123,7 +125,11 @@ mod tests {
         assert_eq!(found.text, expected);
         let one_thread = TrainConfig { threads: 1, ..plain.clone() };
         let found = look(&one_thread, &facts(), &pace(60, 0.01, 0.5)).unwrap();
-        assert!(found.text.contains("--nce-k 4096 are cheaper") && found.text.contains("--threads 0"), "{}", found.text);
+        assert!(
+            found.text.contains("--nce-k 4096 are cheaper") && found.text.contains("--threads 0"),
+            "{}",
+            found.text
+        );
         let softmax = TrainConfig { objective: ObjectiveKind::Softmax, n_negatives: 0, ..plain };
         let found = look(&softmax, &facts(), &pace(60, 0.01, 0.5)).unwrap();
         assert!(found.text.contains("samples from the 50000 rows"), "{}", found.text);
@@ -133,6 +139,9 @@ mod tests {
     fn too_little_is_no_ground_to_judge() {
         let config = config(Preset::Cifar);
         assert_eq!(look(&config, &facts(), &pace(WARM_UP + ENOUGH.0 - 1, 0.9, 0.0)), None);
-        assert_eq!(look(&config, &facts(), &Pace { steps: 1000, total: 900.0, waiting: 800.0, ..Pace::default() }), None);
+        assert_eq!(
+            look(&config, &facts(), &Pace { steps: 1000, total: 900.0, waiting: 800.0, ..Pace::default() }),
+            None
+        );
     }
 }
