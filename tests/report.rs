@@ -109,7 +109,7 @@ fn a_killed_and_resumed_run_tells_the_same_story() {
     killed_and_resumed(folder, "killed");
     assert_eq!(read(folder.join("whole/retrievals.jsonl")), read(folder.join("killed/retrievals.jsonl")));
     let log = read(folder.join("killed/train.log"));
-    assert!(log.contains("INFO  resuming killed in epoch"), "{log}");
+    assert!(log.contains("INFO  resuming killed/last.ckpt in epoch"), "{log}");
     assert!(
         log.contains("DEBUG saved last.ckpt after step") && log.contains("INFO  done: 30 steps"),
         "{log}"

@@ -188,21 +188,16 @@ pub fn write_manifest(folder: &RunFolder, splits: &Splits, identity: &DataIdenti
 
 /// Adds `machine` to the manifest, unless the run was on one like it already.
 fn remember_machine(folder: &RunFolder, machine: &Machine) -> Result<()> {
-    let path = folder.file(run_folder::MANIFEST);
-    let text = match std::fs::read_to_string(&path) {
-        Ok(text) => text,
-        // A run that was started by a version without a manifest, or whose manifest was removed, goes on without.
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-        Err(e) => return Err(Error::io(&path, "read", e)),
-    };
-    let refuse = |e: serde_json::Error| Error::format(&path, "a manifest in JSON", e.to_string());
-    let mut manifest: serde_json::Map<_, _> = serde_json::from_str(&text).map_err(refuse)?;
+    // A manifest that is gone or damaged decides nothing: the run goes on without.
+    let Ok(text) = std::fs::read_to_string(folder.file(run_folder::MANIFEST)) else { return Ok(()) };
+    let Ok(mut manifest) = serde_json::from_str::<serde_json::Map<_, _>>(&text) else { return Ok(()) };
     let known = manifest.remove("machines").unwrap_or_default();
     let mut machines: Vec<Machine> = serde_json::from_value(known).unwrap_or_default();
-    if !machines.last().is_some_and(|last| last.same_as(machine)) {
-        machines.push(machine.clone());
+    if machines.last().is_some_and(|last| last.same_as(machine)) {
+        return Ok(());
     }
-    manifest.insert("machines".into(), serde_json::to_value(machines).map_err(refuse)?);
+    machines.push(machine.clone());
+    manifest.insert("machines".into(), serde_json::json!(machines));
     let manifest = serde_json::Value::Object(manifest);
     folder.write_text(run_folder::MANIFEST, &format!("{manifest:#}\n"))
 }

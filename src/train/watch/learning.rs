@@ -16,8 +16,8 @@ const SECOND_VIEWS: usize = 2_000;
 /// Features are called collapsed below this effective rank, and below this share of what it could be.
 pub(super) const COLLAPSED: (f64, f64) = (3.0, 0.25);
 
-/// How far ln Z may lie from what the scores of the bank add up to: a factor of 20.
-pub(super) const LN_Z: f64 = 3.0;
+/// How far ln Z may lie from what the scores of the bank add up to: a factor of 100.
+pub(super) const LN_Z: f64 = 4.6;
 
 /// How far the mean loss of an epoch may lie above that of features that know nothing.
 pub(super) const LOSS: f64 = 1.0;
@@ -177,7 +177,7 @@ mod tests {
     fn a_z_that_no_longer_fits_is_noticed() {
         let scores = 50_000f64.ln() + HEALTHY.ln_mean_exp;
         for (off, expected) in
-            [(3.5, Some("images for noise")), (-3.5, Some("noise for images")), (2.5, None)]
+            [(5.0, Some("images for noise")), (-5.0, Some("noise for images")), (4.0, None)]
         {
             let found = look(&config(Preset::Cifar), &facts(), &old(&[], HEALTHY, Some(scores + off)), None);
             assert_eq!(found.len(), usize::from(expected.is_some()), "{off}");

@@ -10,7 +10,7 @@ use crate::report::Finding;
 pub(super) const EFFECTIVE_LR: (f64, f64) = (3e-3, 10.0);
 
 /// Bounds of the temperature: 0.07 and 0.1 as published.
-pub(super) const TEMPERATURE: (f64, f64) = (0.02, 1.0);
+pub(super) const TEMPERATURE: (f64, f64) = (0.03, 1.0);
 
 /// How far ln Z, where it is given, may lie from what a fresh bank leads one to expect.
 pub(super) const GIVEN_LN_Z: f64 = 4.6;
@@ -155,9 +155,9 @@ mod tests {
     #[test]
     fn a_temperature_out_of_range_is_noticed() {
         let with = |temperature| said(&TrainConfig { temperature, ..config(Preset::Cifar) });
-        assert_eq!(with(0.01), ["temperature"]);
+        assert_eq!(with(0.02), ["temperature"]);
         assert_eq!(with(2.0), ["temperature"]);
-        assert!([0.02, 0.07, 0.1, 0.5, 1.0].into_iter().all(|t| with(t).is_empty()));
+        assert!([0.03, 0.07, 0.1, 0.5, 1.0].into_iter().all(|t| with(t).is_empty()));
     }
 
     #[test]
