@@ -1,5 +1,5 @@
 //! Lets the built programs find libtorch from any folder: its library folder becomes part of their rpath.
-//! Also tells the tests for which target they were built.
+//! Also tells the tests for which target they were built, and the program with which libtorch.
 
 use std::path::Path;
 
@@ -15,4 +15,17 @@ fn main() {
         let lib = Path::new(&libtorch).join("lib");
         println!("cargo:rustc-link-arg=-Wl,-rpath,{}", lib.display());
     }
+    println!("cargo:rustc-env=LIBTORCH_VERSION={}", libtorch_version().unwrap_or("unknown".into()));
+}
+
+/// `2.11.0`, from libtorch's own header.
+fn libtorch_version() -> Option<String> {
+    let header = Path::new(&std::env::var("LIBTORCH").ok()?).join("include/torch/headeronly/version.h");
+    let text = std::fs::read_to_string(header).ok()?;
+    let part = |name: &str| {
+        let rest =
+            text.lines().find_map(|line| line.strip_prefix("#define TORCH_VERSION_")?.strip_prefix(name))?;
+        Some(rest.trim().to_owned())
+    };
+    Some(format!("{}.{}.{}", part("MAJOR")?, part("MINOR")?, part("PATCH")?))
 }

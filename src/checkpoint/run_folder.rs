@@ -27,13 +27,21 @@ pub const LAST: &str = "last.ckpt";
 pub const PREVIOUS: &str = "previous.ckpt";
 /// The one the monitor liked best.
 pub const BEST: &str = "best.ckpt";
+/// What was found for the same few queries after each epoch, one JSON object a line.
+pub const RETRIEVALS: &str = "retrievals.jsonl";
+/// What was said while it ran.
+pub const LOG: &str = "train.log";
+/// Event files for TensorBoard.
+pub const TENSORBOARD: &str = "tensorboard";
+/// The page that `lemniscate report` writes.
+pub const REPORT: &str = "report.html";
 /// The training curves.
 pub const CURVES: &str = "curves.svg";
 /// Locked while a process trains here; holds its number.
 pub const LOCK: &str = "lock";
 
 /// Files that make a folder one that a new run must not write to.
-const OF_A_RUN: [&str; 6] = [CONFIG, MANIFEST, METRICS, LAST, PREVIOUS, BEST];
+const OF_A_RUN: [&str; 7] = [CONFIG, MANIFEST, METRICS, RETRIEVALS, LAST, PREVIOUS, BEST];
 
 /// A run's folder, locked for this process until dropped.
 #[derive(Debug)]
@@ -265,9 +273,7 @@ fn on_host() -> String {
 
 /// `2026-03-14-1502-cifar10-resnet18`.
 fn default_name(now: SystemTime, data_name: &str, arch: &str) -> String {
-    let seconds = now.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs());
-    let (year, month, day) = date(seconds / 86_400);
-    let (hour, minute) = (seconds / 3600 % 24, seconds / 60 % 60);
+    let Utc { year, month, day, hour, minute, .. } = Utc::of(now);
     let (data, arch) = (plain(data_name), plain(arch));
     format!("{year:04}-{month:02}-{day:02}-{hour:02}{minute:02}-{data}-{arch}")
 }
@@ -279,6 +285,40 @@ fn plain(text: &str) -> String {
     let mut name = if words.is_empty() { "data".into() } else { words.join("-") };
     name.truncate(60);
     name
+}
+
+/// A moment as people write it, in UTC.
+pub(crate) struct Utc {
+    year: u64,
+    month: usize,
+    day: u64,
+    hour: u64,
+    minute: u64,
+    second: u64,
+    millisecond: u32,
+}
+
+impl Utc {
+    /// The parts of `time`; 1970 for a clock that stands before that.
+    pub(crate) fn of(time: SystemTime) -> Self {
+        let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let seconds = since.as_secs();
+        let (year, month, day) = date(seconds / 86_400);
+        let (hour, minute, second) = (seconds / 3600 % 24, seconds / 60 % 60, seconds % 60);
+        Utc { year, month, day, hour, minute, second, millisecond: since.subsec_millis() }
+    }
+
+    /// `2026-03-14T15:02:03.123Z` (RFC 3339).
+    pub(crate) fn stamp(&self) -> String {
+        let Utc { year, month, day, hour, minute, second, millisecond } = self;
+        format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{millisecond:03}Z")
+    }
+
+    /// `2026-03-14 15:02 UTC`.
+    pub(crate) fn minute(&self) -> String {
+        let Utc { year, month, day, hour, minute, .. } = self;
+        format!("{year:04}-{month:02}-{day:02} {hour:02}:{minute:02} UTC")
+    }
 }
 
 /// Year, month and day of a day counted from 1970-01-01, in the Gregorian calendar.

@@ -9,6 +9,9 @@ use crate::error::{Error, Result};
 
 /// Flags of `lemniscate data`.
 #[derive(clap::Args)]
+#[command(
+    after_help = "Examples:\n  lemniscate data photos/\n  lemniscate data cifar-10-binary.tar.gz --json\n  lemniscate data list.csv --test-data photos/test"
+)]
 pub struct Arguments {
     /// A folder, list file, archive, or `synthetic`
     #[arg(value_name = "DATA")]

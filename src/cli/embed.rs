@@ -81,7 +81,7 @@ pub fn run(arguments: Arguments) -> Result<()> {
     let mut partial = Partial::open(&arguments.out, identity, EVALUATION_BATCH)?;
     let done = partial.done();
     if done > 0 {
-        eprintln!("note: going on after {done} images");
+        super::note(format_args!("going on after {done} images"));
     }
     let interrupt = Interrupt::install()?;
     let progress = bar(indices.len(), "embedding images");

@@ -93,7 +93,7 @@ pub fn run(arguments: Arguments) -> Result<()> {
     check(&arguments, part)?;
     let found = interop::find(&arguments.checkpoint)?;
     for note in &found.notes {
-        eprintln!("note: {note}");
+        super::note(note);
     }
     let export = Export::new(&found)?;
     match (to, part) {

@@ -9,6 +9,9 @@ use crate::interop::recognise::Hints;
 
 /// Flags of `lemniscate inspect`.
 #[derive(clap::Args)]
+#[command(
+    after_help = "Examples:\n  lemniscate inspect runs/a/last.ckpt\n  lemniscate inspect moco_v2.pth.tar --json\n  lemniscate inspect model.pth --prefix backbone."
+)]
 pub struct Arguments {
     /// A checkpoint of ours, a PyTorch file, safetensors, or a packed data set
     #[arg(value_name = "FILE")]

@@ -1,5 +1,4 @@
 //! The command line: one file per command. Nothing else prints, reads arguments or exits.
-#![allow(clippy::print_stdout, clippy::print_stderr, reason = "this is where the program speaks")]
 
 use std::process::ExitCode;
 
@@ -7,6 +6,8 @@ use clap::{Parser, Subcommand};
 
 use crate::error::Result;
 
+mod compare;
+mod completions;
 mod data;
 mod embed;
 mod eval;
@@ -16,6 +17,8 @@ mod inputs;
 mod inspect;
 mod pack;
 mod pretrained;
+mod report;
+mod running;
 mod settings;
 mod subject;
 mod train;
@@ -37,6 +40,10 @@ enum Command {
     Eval(eval::Arguments),
     /// Write the features of every image to a file
     Embed(embed::Arguments),
+    /// Write a run's page: curves, settings, machine, what it found, warnings
+    Report(report::Arguments),
+    /// Set runs beside each other: numbers, the settings that differ, curves
+    Compare(compare::Arguments),
     /// Say what a data set holds: classes, sizes, duplicates, unreadable files
     Data(data::Arguments),
     /// Make one file of a data set, which loads faster
@@ -47,6 +54,10 @@ enum Command {
     Import(import::Arguments),
     /// Write a checkpoint as safetensors, .pth, ONNX, or its bank as a table
     Export(export::Arguments),
+    /// Print what a shell needs to complete commands and flags
+    Completions(completions::Arguments),
+    /// Write manual pages, one for each command
+    Man(completions::ManArguments),
 }
 
 /// Runs the program and gives its exit code: 0 success, 1 failure, 2 usage, 130 interrupted.
@@ -55,18 +66,22 @@ pub fn main() -> ExitCode {
         Command::Train(arguments) => train::run(*arguments),
         Command::Eval(arguments) => eval::run(arguments),
         Command::Embed(arguments) => embed::run(arguments),
+        Command::Report(arguments) => report::run(arguments),
+        Command::Compare(arguments) => compare::run(arguments),
         Command::Data(arguments) => data::run(arguments),
         Command::Pack(arguments) => pack::run(arguments),
         Command::Inspect(arguments) => inspect::run(arguments),
         Command::Import(arguments) => import::run(arguments),
         Command::Export(arguments) => export::run(arguments),
+        Command::Completions(arguments) => completions::run(arguments),
+        Command::Man(arguments) => completions::man(arguments),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error}");
+            tell(&format!("error: {error}"));
             if let Some(hint) = error.hint() {
-                eprintln!("hint: {hint}");
+                tell(&format!("hint: {hint}"));
             }
             ExitCode::from(error.exit_code())
         }
@@ -82,4 +97,15 @@ fn say(text: impl std::fmt::Display) -> Result<()> {
         }
         _ => Ok(()),
     }
+}
+
+/// Writes a remark to standard error.
+fn note(text: impl std::fmt::Display) {
+    tell(&format!("note: {text}"));
+}
+
+/// Writes to standard error. Where nobody can hear it, nobody can be told that either.
+fn tell(text: &str) {
+    use std::io::Write;
+    let _ = writeln!(std::io::stderr(), "{text}");
 }

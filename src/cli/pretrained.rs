@@ -26,7 +26,7 @@ pub fn encoder_from(
     weights: &Found,
     config: &TrainConfig,
     device: tch::Device,
-    warn: impl Fn(&str),
+    mut warn: impl FnMut(&str),
 ) -> Result<Encoder> {
     let theirs = weights.saved.config.encoder();
     let ours = config.encoder();

@@ -61,7 +61,7 @@ impl SubjectArguments {
     pub fn open(&self) -> Result<Subject> {
         let found = interop::find(&self.checkpoint)?;
         for note in &found.notes {
-            eprintln!("note: {note}");
+            super::note(note);
         }
         let config = &found.saved.config;
         let device = self.device.resolve()?;

@@ -2,24 +2,21 @@
 
 use std::path::{Path, PathBuf};
 
+use log::LevelFilter;
+
 use super::inputs::{absolute, bar, data_name, preset_for, stored_path, without_unreadable};
+use super::running::{self, Notes, Parts, Watching, write_manifest};
 use super::settings::Settings;
-use super::{eval, pretrained, say};
-use crate::checkpoint::atomic;
+use super::{eval, pretrained};
 use crate::checkpoint::run_folder::{self, RunFolder};
-use crate::checkpoint::signals::Interrupt;
-use crate::config::{
-    BankInit, Monitor, ObjectiveKind, Preset, TrainConfig, check_threads, name_of, read_layer,
-};
-use crate::data::dataset::{Dataset, Splits};
+use crate::config::{BankInit, Monitor, Preset, TrainConfig, check_threads, name_of, read_layer};
+use crate::data::dataset::Splits;
 use crate::data::detect::{self, OpenOptions};
 use crate::error::{Error, Result};
 use crate::interop;
-use crate::report::{MetricsWriter, Reporter, SilentReporter, curves, metrics, progress};
-use crate::train::start;
-use crate::train::state::{DataIdentity, TrainState};
+use crate::report::MetricsWriter;
 use crate::train::step::Objective;
-use crate::train::{self, Session, Summary};
+use crate::train::{self, start};
 
 /// Flags of `lemniscate train`.
 #[derive(clap::Args)]
@@ -59,9 +56,18 @@ pub struct Arguments {
     /// Do not decode every image once before training
     #[arg(long)]
     skip_scan: bool,
-    /// Say nothing but errors
+    /// Say nothing but errors; train.log in the run folder has the rest
     #[arg(short, long)]
     quiet: bool,
+    /// Say more: every checkpoint, and how long it took
+    #[arg(short, long, conflicts_with = "quiet")]
+    verbose: bool,
+    /// How much train.log in the run folder keeps: off, error, warn, info, debug
+    #[arg(long, value_name = "LEVEL", default_value = "info")]
+    log_level: LevelFilter,
+    /// Also write event files for TensorBoard into the run folder (a resumed run that has some goes on with them)
+    #[arg(long)]
+    tensorboard: bool,
     #[command(flatten)]
     settings: Settings,
     /// Processes; one process uses the whole machine, so only 1 is accepted
@@ -73,6 +79,17 @@ pub struct Arguments {
     /// Accepted, without effect
     #[arg(long, hide_short_help = true, help_heading = "Published flags without effect")]
     dist_backend: Option<String>,
+}
+
+impl Arguments {
+    fn watching(&self) -> Watching {
+        let verbosity = match (self.quiet, self.verbose) {
+            (true, _) => LevelFilter::Off,
+            (_, true) => LevelFilter::Debug,
+            _ => LevelFilter::Info,
+        };
+        Watching { verbosity, log_level: self.log_level, tensorboard: self.tensorboard }
+    }
 }
 
 /// Trains, or tests with `--evaluate`.
@@ -93,6 +110,7 @@ pub fn run(arguments: Arguments) -> Result<()> {
 }
 
 fn fresh(arguments: &Arguments) -> Result<()> {
+    let mut notes = Notes::new(arguments.quiet);
     let file = arguments.config.as_deref().map(read_layer).transpose()?.unwrap_or_default();
     let flags = arguments.settings.layer()?;
     let data = match (&arguments.data, file.get("data").and_then(|v| v.as_str())) {
@@ -154,28 +172,16 @@ fn fresh(arguments: &Arguments) -> Result<()> {
     }
     start::noise(&config, &splits.train)?;
     let encoder = match &weights {
-        Some(weights) => {
-            pretrained::encoder_from(weights, &config, device, |message| warn(arguments, message))?
-        }
+        Some(weights) => pretrained::encoder_from(weights, &config, device, |message| notes.add(message))?,
         None => start::fresh_encoder(&config, device),
     };
     for note in &splits.notes {
-        warn(arguments, note);
+        notes.add(note);
     }
     let splits = if arguments.skip_scan { splits } else { checked(splits, &config)? };
     let n = splits.train.len() - splits.train.quarantined().len();
-    if config.objective != ObjectiveKind::Softmax && config.n_negatives >= n {
-        warn(
-            arguments,
-            &format!(
-                "{} negatives from {n} images: --nce-k 0 compares with all of them and is exact",
-                config.n_negatives
-            ),
-        );
-    }
     if splits.train.labels().is_none() && config.monitor != Monitor::None {
-        warn(
-            arguments,
+        notes.add(
             "no labels: kNN accuracy is left out; progress is how often a second view finds its own row first",
         );
     }
@@ -196,16 +202,17 @@ fn fresh(arguments: &Arguments) -> Result<()> {
     let metrics = MetricsWriter::create(folder.file(run_folder::METRICS))?;
     let objective = Objective::new(&config, noise, splits.train.quarantined().to_vec());
     // A run that is killed before its first checkpoint can be resumed too.
-    let mut parts = Parts { config, splits, identity, state, objective, folder, metrics };
+    let mut parts = Parts { config, splits, identity, state, objective, folder, metrics, notes };
     let Parts { config, identity, state, folder, .. } = &mut parts;
     state.save(config, identity, |view| folder.save_last(view))?;
-    go(arguments, parts)
+    running::go(parts, &arguments.watching())
 }
 
 fn resume(path: &Path, arguments: &Arguments) -> Result<()> {
+    let mut notes = Notes::new(arguments.quiet);
     let (found, folder) = interop::find_to_resume(path)?;
     for note in &found.notes {
-        warn(arguments, note);
+        notes.add(note);
     }
     let mut flags = arguments.settings.layer()?;
     let usage = |e: toml::ser::Error| Error::usage(e.to_string());
@@ -267,68 +274,14 @@ fn resume(path: &Path, arguments: &Arguments) -> Result<()> {
     metrics.note(state.progress.epoch, state.progress.step, "resumed")?;
     folder.write_text(run_folder::CONFIG, &config.to_toml()?)?;
     let objective = Objective::new(&config, noise, splits.train.quarantined().to_vec());
-    if !arguments.quiet {
-        say(format_args!(
-            "resuming {} in epoch {} after step {}",
-            found.path().display(),
-            state.progress.epoch + 1,
-            state.progress.step
-        ))?;
-    }
-    go(arguments, Parts { config, splits, identity, state, objective, folder, metrics })
-}
-
-/// A session but for those who watch it.
-struct Parts {
-    config: TrainConfig,
-    splits: Splits,
-    identity: DataIdentity,
-    state: TrainState,
-    objective: Objective,
-    folder: RunFolder,
-    metrics: MetricsWriter,
-}
-
-fn go(arguments: &Arguments, parts: Parts) -> Result<()> {
-    let Parts { config, splits, identity, state, objective, folder, metrics } = parts;
-    let path = folder.path().to_owned();
-    if !arguments.quiet {
-        say(describe(&config, &splits, &path))?;
-    }
-    let mut reporter: Box<dyn Reporter> = if arguments.quiet {
-        Box::new(SilentReporter)
-    } else {
-        progress::for_standard_streams(config.print_freq)
-    };
-    let interrupt = Interrupt::install()?;
-    let quiet = arguments.quiet;
-    let session = Session {
-        config,
-        splits,
-        identity,
-        state,
-        objective,
-        folder,
-        metrics,
-        reporter: reporter.as_mut(),
-        interrupt,
-    };
-    let outcome = train::run(session);
-    drop(reporter);
-    let drawn = write_curves(&path);
-    let Summary { steps, last, best } = outcome?;
-    drawn?;
-    if !quiet {
-        say(format_args!("done: {steps} steps; {}", path.display()))?;
-        if let (Some(last), Some((best, epoch))) = (last, best) {
-            say(format_args!(
-                "monitor: last {last:.2} %, best {best:.2} % after epoch {} (best.ckpt is chosen by this monitor)",
-                epoch + 1
-            ))?;
-        }
-        say(format_args!("test it:  lemniscate eval {}", path.display()))?;
-    }
-    Ok(())
+    notes.resuming = Some(format!(
+        "resuming {} in epoch {} after step {}",
+        found.path().display(),
+        state.progress.epoch + 1,
+        state.progress.step
+    ));
+    let parts = Parts { config, splits, identity, state, objective, folder, metrics, notes };
+    running::go(parts, &arguments.watching())
 }
 
 /// Moves the file index of the data into the run folder, where a resumed run checks it instead of listing anew.
@@ -347,58 +300,9 @@ fn checked(splits: Splits, config: &TrainConfig) -> Result<Splits> {
     Ok(Splits { train: check(splits.train)?, test: splits.test.map(check).transpose()?, ..splits })
 }
 
-fn describe(config: &TrainConfig, splits: &Splits, run: &Path) -> String {
-    let test = splits.test.as_ref().map_or("no test split".into(), |t| format!("{} test", t.len()));
-    let objective = match config.objective {
-        ObjectiveKind::Softmax => "full softmax".to_owned(),
-        kind => format!("{} with {} negatives", name_of(kind), config.n_negatives),
-    };
-    format!(
-        "{}: {} train, {test}, {} classes ({})\n{} ({}), {} px, {}-d; {objective}, T = {}; {} on {}\nrun folder: {}",
-        config.data.display(),
-        splits.train.len(),
-        splits.train.n_classes(),
-        splits.format,
-        name_of(config.arch),
-        name_of(config.family),
-        config.image_size,
-        config.embed_dim,
-        config.temperature,
-        name_of(config.precision),
-        config.device,
-        run.display()
-    )
-}
-
-/// What the data was, for people and tools.
-fn write_manifest(folder: &RunFolder, splits: &Splits, identity: &DataIdentity) -> Result<()> {
-    let names = |split: &Dataset| -> Vec<String> {
-        split.quarantined().iter().map(|&i| split.name(i as usize).into_owned()).collect()
-    };
-    let manifest = serde_json::json!({
-        "root": splits.root.to_string_lossy(),
-        "format": splits.format.to_string(),
-        "fingerprint": identity.fingerprint,
-        "classes": identity.classes,
-        "train": { "images": splits.train.len(), "quarantined": names(&splits.train) },
-        "test": splits.test.as_ref().map(|t| serde_json::json!({ "images": t.len(), "quarantined": names(t) })),
-    });
-    folder.write_text(run_folder::MANIFEST, &format!("{manifest:#}\n"))
-}
-
 /// A new folder under `runs/`, named after time, data and architecture.
 fn new_folder(config: &TrainConfig) -> Result<RunFolder> {
     RunFolder::create_in(Path::new("runs"), &data_name(&config.data), &name_of(config.arch))
-}
-
-/// Draws `curves.svg` from what `metrics.jsonl` holds; a run without a step has none.
-fn write_curves(run: &Path) -> Result<()> {
-    let records = metrics::read(run.join(run_folder::METRICS))?;
-    if records.is_empty() {
-        return Ok(());
-    }
-    let title = data_name(run);
-    atomic::write_text(&run.join(run_folder::CURVES), &curves::curves_svg(&title, &records))
 }
 
 fn set_threads(threads: usize) -> Result<()> {
@@ -413,10 +317,4 @@ fn set_threads(threads: usize) -> Result<()> {
 
 fn layered<'a>(flags: &'a toml::Table, file: &'a toml::Table, key: &str) -> Option<&'a toml::Value> {
     flags.get(key).or_else(|| file.get(key))
-}
-
-fn warn(arguments: &Arguments, message: &str) {
-    if !arguments.quiet {
-        eprintln!("note: {message}");
-    }
 }

@@ -3,3 +3,5 @@
 pub mod features;
 pub mod knn;
 pub mod monitor;
+pub mod retrieval;
+pub mod spread;

@@ -3,14 +3,15 @@
 //! Each line is written by one call, so a crash leaves at most a torn last line. Checkpoints remember the
 //! file's length; resuming cuts it back to that, so that no step appears twice.
 
-use std::collections::BTreeMap;
-use std::fs::{self, File, OpenOptions};
-use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{File, OpenOptions};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
+use super::finding::Finding;
 use crate::error::{Error, Result};
 
 /// One line of the file.
@@ -92,6 +93,12 @@ pub struct NoteRecord {
     pub epoch: u64,
     /// Optimiser steps done by then.
     pub step: u64,
+    /// What a [`Finding`](super::Finding) is about; other remarks have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub about: Option<String>,
+    /// `warning` or `advice`, for a finding.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weight: Option<String>,
     /// The remark.
     pub text: String,
 }
@@ -197,7 +204,16 @@ impl MetricsWriter {
     /// # Errors
     /// As [`write`](Self::write).
     pub fn note(&mut self, epoch: u64, step: u64, text: impl Into<String>) -> Result<()> {
-        self.write(&Record::Note(NoteRecord { epoch, step, text: text.into() }))
+        self.write(&Record::Note(NoteRecord { epoch, step, text: text.into(), ..NoteRecord::default() }))
+    }
+
+    /// Appends something that a person should know, as a remark.
+    ///
+    /// # Errors
+    /// As [`write`](Self::write).
+    pub fn finding(&mut self, epoch: u64, step: u64, finding: &Finding) -> Result<()> {
+        let (about, weight) = (Some(finding.about.to_owned()), Some(finding.weight().to_owned()));
+        self.write(&Record::Note(NoteRecord { epoch, step, about, weight, text: finding.text.clone() }))
     }
 
     /// Brings all lines to the disk and returns the file's length, for the checkpoint about to be saved: a power cut
@@ -217,26 +233,52 @@ impl MetricsWriter {
 /// # Errors
 /// If it cannot be read, or a complete line is not a record.
 pub fn read(path: impl AsRef<Path>) -> Result<Vec<Record>> {
-    let path = path.as_ref();
-    let bytes = fs::read(path).map_err(|e| Error::io(path, "read", e))?;
     let mut records = Vec::new();
-    for (number, line) in bytes.split_inclusive(|byte| *byte == b'\n').enumerate() {
+    for_each(path, |record| records.push(record))?;
+    Ok(records)
+}
+
+/// As [`read`], one record at a time: a long run has millions.
+///
+/// # Errors
+/// As [`read`].
+pub fn for_each(path: impl AsRef<Path>, mut each: impl FnMut(Record)) -> Result<()> {
+    let path = path.as_ref();
+    let io = |e| Error::io(path, "read", e);
+    let mut file = BufReader::new(File::open(path).map_err(io)?);
+    let mut line = Vec::new();
+    for number in 1.. {
+        line.clear();
+        file.read_until(b'\n', &mut line).map_err(io)?;
+        // No end of the line: torn, or the end of the file.
         let Some(line) = line.strip_suffix(b"\n") else { break };
-        let refuse = |e| Error::format(path, "a record", format!("line {}: {e}", number + 1));
+        let refuse = |e| Error::format(path, "a record", format!("line {number}: {e}"));
         let value: Value = serde_json::from_slice(line).map_err(refuse)?;
         let known = |kind: &str| ["step", "eval", "note"].contains(&kind);
         if value.get("kind").and_then(Value::as_str).is_some_and(|kind| !known(kind)) {
             continue;
         }
-        records.push(serde_json::from_value(value).map_err(refuse)?);
+        each(serde_json::from_value(value).map_err(refuse)?);
     }
-    Ok(records)
+    Ok(())
+}
+
+/// What the findings of a metrics file are about, so that a resumed run says nothing twice. A file that cannot be read
+/// has none: this decides no result.
+pub fn said(path: impl AsRef<Path>) -> BTreeSet<String> {
+    let Ok(file) = File::open(path) else { return BTreeSet::new() };
+    let notes = BufReader::new(file)
+        .split(b'\n')
+        .map_while(std::result::Result::ok)
+        .filter(|line| line.starts_with(br#"{"kind":"note""#));
+    notes.filter_map(|line| serde_json::from_slice::<NoteRecord>(&line).ok()?.about).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::checkpoint::atomic::scratch;
+    use std::fs;
 
     fn step(step: u64) -> StepRecord {
         StepRecord {
@@ -281,8 +323,26 @@ mod tests {
 "#;
         assert_eq!(fs::read_to_string(&path).unwrap(), expected);
         assert_eq!(writer.sync().unwrap(), expected.len() as u64);
-        let note = NoteRecord { epoch: 1, step: 7, text: "resumed".into() };
+        let note = NoteRecord { epoch: 1, step: 7, text: "resumed".into(), ..Default::default() };
         assert_eq!(read(&path).unwrap(), [Record::Step(first), Record::Eval(eval()), Record::Note(note)]);
+    }
+
+    #[test]
+    fn findings_are_notes_and_are_remembered() {
+        let (_dir, folder) = scratch();
+        let path = folder.join("metrics.jsonl");
+        let mut writer = MetricsWriter::create(&path).unwrap();
+        writer.note(0, 0, "resumed").unwrap();
+        writer.finding(1, 7, &Finding::warning("loader-bound", "slow")).unwrap();
+        writer.finding(1, 7, &Finding::advice("precision", "bf16")).unwrap();
+        writer.file.write_all(b"{\"kind\":\"no").unwrap();
+        let text = fs::read_to_string(&path).unwrap();
+        let expected =
+            r#"{"kind":"note","epoch":1,"step":7,"about":"loader-bound","weight":"warning","text":"slow"}"#;
+        assert!(text.contains(expected), "{text}");
+        assert_eq!(said(&path), ["loader-bound", "precision"].map(String::from).into());
+        assert_eq!(said(folder.join("none")), BTreeSet::new());
+        assert_eq!(read(&path).unwrap().len(), 3);
     }
 
     #[test]

@@ -3,6 +3,8 @@
 use std::io::{IsTerminal, Write};
 use std::time::Instant;
 
+use log::{Level, LevelFilter};
+
 use super::eta::{Eta, clock};
 use super::metrics::{EvalRecord, StepRecord};
 use super::terminal::TerminalReporter;
@@ -18,6 +20,8 @@ pub struct EpochStart {
     pub batches: u64,
     /// Batches of it that were done before the run was resumed.
     pub batches_done: u64,
+    /// Batches from here on after which the run ends although epochs are left, where `--max-steps` says so.
+    pub batches_to_limit: Option<u64>,
 }
 
 /// Someone who watches a run. Every method may be ignored, and none can fail.
@@ -31,18 +35,18 @@ pub trait Reporter {
     /// The features were measured.
     fn evaluation(&mut self, evaluation: &EvalRecord);
     /// Something else is worth saying, in one line or several.
-    fn message(&mut self, text: &str);
+    fn message(&mut self, level: Level, text: &str);
 }
 
 /// The reporter that suits the standard streams: a bar if both are terminals, otherwise plain lines on standard
-/// output, one every `print_freq` batches.
-pub fn for_standard_streams(print_freq: u64) -> Box<dyn Reporter> {
+/// output, one every `print_freq` batches. Messages of less weight than `verbosity` are left out.
+pub fn for_standard_streams(print_freq: u64, verbosity: LevelFilter) -> Box<dyn Reporter> {
     if std::io::stdout().is_terminal() && std::io::stderr().is_terminal() {
         // https://no-color.org: any non-empty value.
         let colour = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-        Box::new(TerminalReporter::new(colour))
+        Box::new(TerminalReporter::new(colour, verbosity))
     } else {
-        Box::new(PlainReporter::new(std::io::stdout(), print_freq))
+        Box::new(PlainReporter::new(std::io::stdout(), print_freq, verbosity))
     }
 }
 
@@ -55,7 +59,42 @@ impl Reporter for SilentReporter {
     fn step(&mut self, _: u64, _: &StepRecord) {}
     fn epoch_finished(&mut self, _: u64) {}
     fn evaluation(&mut self, _: &EvalRecord) {}
-    fn message(&mut self, _: &str) {}
+    fn message(&mut self, _: Level, _: &str) {}
+}
+
+/// Tells several reporters the same.
+#[derive(Default)]
+pub struct Tee(pub Vec<Box<dyn Reporter>>);
+
+impl Reporter for Tee {
+    fn epoch_started(&mut self, start: EpochStart) {
+        self.0.iter_mut().for_each(|reporter| reporter.epoch_started(start));
+    }
+
+    fn step(&mut self, batches_done: u64, step: &StepRecord) {
+        self.0.iter_mut().for_each(|reporter| reporter.step(batches_done, step));
+    }
+
+    fn epoch_finished(&mut self, epoch: u64) {
+        self.0.iter_mut().for_each(|reporter| reporter.epoch_finished(epoch));
+    }
+
+    fn evaluation(&mut self, evaluation: &EvalRecord) {
+        self.0.iter_mut().for_each(|reporter| reporter.evaluation(evaluation));
+    }
+
+    fn message(&mut self, level: Level, text: &str) {
+        self.0.iter_mut().for_each(|reporter| reporter.message(level, text));
+    }
+}
+
+/// A message as a person reads it: what it is, where that matters.
+pub(super) fn labelled(level: Level, text: &str) -> String {
+    match level {
+        Level::Error => format!("error: {text}"),
+        Level::Warn => format!("warning: {text}"),
+        Level::Info | Level::Debug | Level::Trace => text.to_owned(),
+    }
 }
 
 /// Writes plain lines, for files and pipes. A reader that goes away does not stop the run.
@@ -63,13 +102,14 @@ impl Reporter for SilentReporter {
 pub struct PlainReporter<W: Write> {
     out: W,
     print_freq: u64,
+    verbosity: LevelFilter,
     epoch: Epoch,
 }
 
 impl<W: Write> PlainReporter<W> {
     /// Writes to `out`, one line every `print_freq` batches and at the end of each epoch.
-    pub fn new(out: W, print_freq: u64) -> Self {
-        PlainReporter { out, print_freq: print_freq.max(1), epoch: Epoch::default() }
+    pub fn new(out: W, print_freq: u64, verbosity: LevelFilter) -> Self {
+        PlainReporter { out, print_freq: print_freq.max(1), verbosity, epoch: Epoch::default() }
     }
 
     fn line(&mut self, text: &str) {
@@ -111,8 +151,10 @@ impl<W: Write> Reporter for PlainReporter<W> {
         self.line(&sentence(evaluation));
     }
 
-    fn message(&mut self, text: &str) {
-        self.line(text);
+    fn message(&mut self, level: Level, text: &str) {
+        if level <= self.verbosity {
+            self.line(&labelled(level, text));
+        }
     }
 }
 
@@ -132,7 +174,7 @@ pub(super) struct Epoch {
 
 impl Default for Epoch {
     fn default() -> Self {
-        let start = EpochStart { epoch: 0, epochs: 0, batches: 0, batches_done: 0 };
+        let start = EpochStart { epoch: 0, epochs: 0, batches: 0, batches_done: 0, batches_to_limit: None };
         Epoch {
             start,
             loss: 0.0,
@@ -149,7 +191,7 @@ impl Default for Epoch {
 impl Epoch {
     pub(super) fn start(&mut self, start: EpochStart) {
         let mut eta = self.eta.take().unwrap_or_else(|| Eta::new(start.epochs));
-        eta.epoch_started(start.epoch, start.batches, start.batches_done);
+        eta.epoch_started(start.epoch, start.batches, start.batches_done, start.batches_to_limit);
         *self = Epoch { start, eta: Some(eta), began: self.began, ..Epoch::default() };
     }
 
@@ -216,6 +258,10 @@ mod tests {
         StepRecord { loss, lr: 0.03, images_per_s: 152.4, data_ms: 2.0, step_ms: 100.0, ..Default::default() }
     }
 
+    fn start(epoch: u64, epochs: u64, batches: u64, batches_done: u64) -> EpochStart {
+        EpochStart { epoch, epochs, batches, batches_done, batches_to_limit: None }
+    }
+
     fn knn() -> EvalRecord {
         let (bank, layer) = ("live".into(), "embedding".into());
         EvalRecord {
@@ -233,8 +279,8 @@ mod tests {
     #[test]
     fn plain_lines_come_as_often_as_asked_and_at_the_end() {
         let mut out = Vec::new();
-        let mut reporter = PlainReporter::new(&mut out, 10);
-        reporter.epoch_started(EpochStart { epoch: 1, epochs: 2, batches: 25, batches_done: 3 });
+        let mut reporter = PlainReporter::new(&mut out, 10, LevelFilter::Info);
+        reporter.epoch_started(start(1, 2, 25, 3));
         for done in 4..=25 {
             reporter.step(
                 done,
@@ -243,7 +289,8 @@ mod tests {
         }
         reporter.epoch_finished(1);
         reporter.evaluation(&knn());
-        reporter.message("saved");
+        reporter.message(Level::Debug, "not heard");
+        reporter.message(Level::Warn, "saved");
         let text = String::from_utf8(out).unwrap();
         let lines: Vec<_> = text.lines().collect();
         assert_eq!(lines.len(), 5, "{text}");
@@ -252,7 +299,7 @@ mod tests {
         assert!(lines[0].contains("left: epoch 0:00, run 0:00"), "{text}");
         assert!(lines[1].contains("batch 20/25") && lines[2].contains("batch 25/25"), "{text}");
         assert_eq!(lines[3], "after epoch 2: knn_top1 34.50 %  (k = 200, T = 0.1, live bank; 2.0 s)");
-        assert_eq!(lines[4], "saved");
+        assert_eq!(lines[4], "warning: saved");
         assert!(!text.contains('\u{1b}'));
     }
 
@@ -286,9 +333,9 @@ mod tests {
 
     #[test]
     fn a_closed_pipe_is_ignored() {
-        let mut reporter = PlainReporter::new(Closed, 0);
-        reporter.epoch_started(EpochStart { epoch: 0, epochs: 1, batches: 0, batches_done: 0 });
+        let mut reporter = PlainReporter::new(Closed, 0, LevelFilter::Info);
+        reporter.epoch_started(start(0, 1, 0, 0));
         reporter.step(1, &step(f64::NAN));
-        reporter.message("unheard");
+        reporter.message(Level::Info, "unheard");
     }
 }

@@ -2,31 +2,34 @@
 
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+use log::{Level, LevelFilter};
+
 use super::metrics::{EvalRecord, StepRecord};
-use super::progress::{Epoch, EpochStart, Reporter, sentence};
+use super::progress::{Epoch, EpochStart, Reporter, labelled, sentence};
 
 /// Draws a bar per epoch on standard error; lines scroll away above it.
 pub struct TerminalReporter {
     screen: MultiProgress,
     bar: Option<ProgressBar>,
     style: ProgressStyle,
+    verbosity: LevelFilter,
     epoch: Epoch,
 }
 
 impl TerminalReporter {
-    /// A reporter on standard error, with or without colour.
-    pub fn new(colour: bool) -> Self {
-        Self::with_target(colour, ProgressDrawTarget::stderr())
+    /// A reporter on standard error, with or without colour, that leaves out messages of less weight than `verbosity`.
+    pub fn new(colour: bool, verbosity: LevelFilter) -> Self {
+        Self::with_target(colour, verbosity, ProgressDrawTarget::stderr())
     }
 
-    fn with_target(colour: bool, target: ProgressDrawTarget) -> Self {
+    fn with_target(colour: bool, verbosity: LevelFilter, target: ProgressDrawTarget) -> Self {
         let bar = if colour { "{wide_bar:.cyan/240}" } else { "{wide_bar}" };
         // Two lines: one is too short for it all on a terminal of 80 columns.
         let template = format!("{{prefix}} {bar} {{pos}}/{{len}}\n{{wide_msg}}");
         let style =
             ProgressStyle::with_template(&template).expect("the template is valid").progress_chars("━╸─");
         let screen = MultiProgress::with_draw_target(target);
-        TerminalReporter { screen, bar: None, style, epoch: Epoch::default() }
+        TerminalReporter { screen, bar: None, style, verbosity, epoch: Epoch::default() }
     }
 
     /// Says something above the bar, or where it will be.
@@ -72,8 +75,10 @@ impl Reporter for TerminalReporter {
         self.say(&sentence(evaluation));
     }
 
-    fn message(&mut self, text: &str) {
-        self.say(text);
+    fn message(&mut self, level: Level, text: &str) {
+        if level <= self.verbosity {
+            self.say(&labelled(level, text));
+        }
     }
 }
 
@@ -144,10 +149,16 @@ mod tests {
 
     fn watch(colour: bool) -> String {
         SENT.take();
-        let mut reporter =
-            TerminalReporter::with_target(colour, ProgressDrawTarget::term_like(Box::new(Screen)));
-        reporter.message("hello");
-        reporter.epoch_started(EpochStart { epoch: 2, epochs: 9, batches: 4, batches_done: 1 });
+        let target = ProgressDrawTarget::term_like(Box::new(Screen));
+        let mut reporter = TerminalReporter::with_target(colour, LevelFilter::Info, target);
+        reporter.message(Level::Info, "hello");
+        reporter.epoch_started(EpochStart {
+            epoch: 2,
+            epochs: 9,
+            batches: 4,
+            batches_done: 1,
+            batches_to_limit: None,
+        });
         for done in 2..=4 {
             reporter.step(
                 done,

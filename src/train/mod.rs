@@ -7,26 +7,31 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use log::Level;
+
 use crate::checkpoint::run_folder::RunFolder;
 use crate::checkpoint::signals::Interrupt;
-use crate::config::{Monitor, TrainConfig};
+use crate::config::TrainConfig;
 use crate::data::dataset::Splits;
 use crate::data::loader::{Loader, View, epoch_order};
 use crate::error::{Error, Result};
 use crate::eval::features::Input;
-use crate::eval::knn::GridCell;
-use crate::eval::monitor;
 use crate::model::Gradients;
 use crate::optim;
-use crate::report::{EpochStart, EvalRecord, MetricsWriter, Reporter, StepRecord};
+use crate::report::retrievals::RetrievalsWriter;
+use crate::report::tensorboard::EventWriter;
+use crate::report::{EpochStart, MetricsWriter, Reporter, StepRecord};
 use crate::rng::Purpose;
 
+mod observe;
 pub mod start;
 pub mod state;
 pub mod step;
+pub mod watch;
 
 use state::{DataIdentity, TrainState};
 use step::{Objective, train_batch};
+use watch::Watch;
 
 /// A run that is ready to go on: fresh or resumed.
 pub struct Session<'a> {
@@ -44,6 +49,12 @@ pub struct Session<'a> {
     pub folder: RunFolder,
     /// `metrics.jsonl`.
     pub metrics: MetricsWriter,
+    /// `retrievals.jsonl`.
+    pub retrievals: RetrievalsWriter,
+    /// Event files for TensorBoard, where they were asked for.
+    pub events: Option<EventWriter>,
+    /// Notices what a person should know.
+    pub watch: Watch,
     /// Who hears of progress.
     pub reporter: &'a mut dyn Reporter,
     /// Whether a signal asked to stop.
@@ -74,6 +85,7 @@ enum Pass {
 /// checkpoint kept; an image that cannot be read; a file that cannot be written.
 pub fn run(mut session: Session<'_>) -> Result<Summary> {
     let mut last = None;
+    session.watch_settings()?;
     // A run that was killed after its best epoch was saved, but before that became best.ckpt, makes up for it.
     let progress = &session.state.progress;
     if progress.step_in_epoch == 0 && progress.best_epoch.is_some_and(|best| best + 1 == progress.epoch) {
@@ -116,6 +128,9 @@ impl Session<'_> {
             epochs: config.epochs,
             batches: n_batches,
             batches_done: self.state.progress.step_in_epoch,
+            batches_to_limit: config.max_steps.map(|limit| {
+                limit.saturating_sub(self.state.progress.step).saturating_mul(config.accumulate as u64)
+            }),
         });
 
         while self.state.progress.step_in_epoch < n_batches {
@@ -207,8 +222,7 @@ impl Session<'_> {
             record.step_ms = milliseconds(started.elapsed());
             record.images_per_s = images as f64 / started.elapsed().as_secs_f64();
             record.ln_z = self.state.progress.ln_z;
-            self.metrics.step(&record)?;
-            self.reporter.step(self.state.progress.step_in_epoch, &record);
+            self.step_made(&record)?;
 
             if self.interrupt.interrupted() {
                 self.save()?;
@@ -251,64 +265,6 @@ impl Session<'_> {
         Ok(value)
     }
 
-    /// The monitor's value, in percent, after writing it down; `None` with `--monitor none`.
-    fn measure(&mut self) -> Result<Option<f64>> {
-        if self.config.monitor == Monitor::None {
-            return Ok(None);
-        }
-        let started = Instant::now();
-        let config = &self.config;
-        let epoch = self.state.progress.epoch;
-        let input = Input::new(config.family, config.image_size, config.workers);
-        let queries = monitor::queries(&self.state.encoder, &self.splits, &input, &mut |_| {})?;
-        let mut records = Vec::new();
-        let value = match queries {
-            Some(queries) => {
-                let k = if config.monitor == Monitor::Nn { 1 } else { config.knn_k };
-                let train = &self.splits.train;
-                let neighbors = monitor::search(&queries, &self.state.bank, train, k);
-                // One search answers both: the nearest row is the first of the k.
-                let mut ks = vec![1, k];
-                ks.dedup();
-                for cell in monitor::accuracies(&neighbors, &queries, train, &ks, &[config.temperature]) {
-                    records.extend(accuracy_records(epoch, &cell));
-                }
-                records
-                    .iter()
-                    .rev()
-                    .find(|record| record.metric.ends_with("_top1"))
-                    .map(|record| record.value)
-            }
-            None => {
-                let measured = monitor::label_free(
-                    &self.state.encoder,
-                    &self.state.bank,
-                    &self.splits.train,
-                    &config.augmentation,
-                    &input,
-                    config.seed,
-                    epoch,
-                )?;
-                let own_row_first = 100.0 * measured.own_row_first;
-                for (metric, value) in [
-                    ("view_top1", own_row_first),
-                    ("alignment", measured.alignment),
-                    ("uniformity", measured.uniformity),
-                ] {
-                    records.push(live_record(epoch, metric, value));
-                }
-                Some(own_row_first)
-            }
-        };
-        let seconds = started.elapsed().as_secs_f64();
-        for mut record in records {
-            record.seconds = seconds;
-            self.metrics.evaluation(&record)?;
-            self.reporter.evaluation(&record);
-        }
-        Ok(value)
-    }
-
     /// Writes `last.ckpt`, unless the encoder has gone bad: then the last good one stays.
     fn save(&mut self) -> Result<()> {
         if let Some(name) = self.state.encoder.parameters().first_non_finite() {
@@ -317,9 +273,13 @@ impl Session<'_> {
                 message: format!("parameter {name} is no longer finite"),
             });
         }
+        let started = Instant::now();
         self.state.progress.metrics_bytes = self.metrics.sync()?;
         let Self { state, config, identity, folder, .. } = self;
-        state.save(config, identity, |view| folder.save_last(view))
+        state.save(config, identity, |view| folder.save_last(view))?;
+        let (step, ms) = (self.state.progress.step, milliseconds(started.elapsed()));
+        self.reporter.message(Level::Debug, &format!("saved last.ckpt after step {step} in {ms:.0} ms"));
+        Ok(())
     }
 
     fn interrupted(&self) -> Error {
@@ -333,32 +293,6 @@ impl Session<'_> {
                 progress.step
             ),
         }
-    }
-}
-
-/// `nn_top1` for the nearest row alone, `knn_top1` and `knn_top5` for a vote.
-fn accuracy_records(epoch: u64, cell: &GridCell) -> Vec<EvalRecord> {
-    let shares = match cell.k {
-        1 => vec![("nn_top1", cell.accuracy.top1)],
-        _ => vec![("knn_top1", cell.accuracy.top1), ("knn_top5", cell.accuracy.top5)],
-    };
-    let record = |(metric, share)| EvalRecord {
-        k: Some(cell.k as u64),
-        temperature: Some(cell.temperature),
-        ..live_record(epoch, metric, 100.0 * share)
-    };
-    shares.into_iter().map(record).collect()
-}
-
-/// A measurement of embeddings against the live bank.
-fn live_record(epoch: u64, metric: &str, value: f64) -> EvalRecord {
-    EvalRecord {
-        epoch,
-        metric: metric.into(),
-        value,
-        bank: "live".into(),
-        layer: "embedding".into(),
-        ..EvalRecord::default()
     }
 }
 

@@ -37,6 +37,10 @@ pub enum Source {
 
 /// Flags of `lemniscate eval`.
 #[derive(clap::Args)]
+#[command(
+    after_help = "Examples:\n  lemniscate eval runs/a\n  lemniscate eval runs/a photos/ -k 1,20,200 -t 0.07,0.1 --bank both --json\n  \
+lemniscate eval runs/a --picture neighbors.png --confusion confusion.svg --per-class"
+)]
 pub struct Arguments {
     #[command(flatten)]
     subject: SubjectArguments,
