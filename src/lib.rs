@@ -23,6 +23,7 @@ pub mod page;
 pub mod pickle;
 pub mod report;
 pub mod rng;
+pub mod serve;
 pub mod train;
 
 pub use error::{Error, Result};

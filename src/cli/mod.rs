@@ -19,6 +19,7 @@ mod pack;
 mod pretrained;
 mod report;
 mod running;
+mod serve;
 mod settings;
 mod subject;
 mod train;
@@ -44,6 +45,8 @@ enum Command {
     Report(report::Arguments),
     /// Set runs beside each other: numbers, the settings that differ, curves
     Compare(compare::Arguments),
+    /// Search a data set by image and watch a run, in a browser
+    Serve(serve::Arguments),
     /// Say what a data set holds: classes, sizes, duplicates, unreadable files
     Data(data::Arguments),
     /// Make one file of a data set, which loads faster
@@ -68,6 +71,7 @@ pub fn main() -> ExitCode {
         Command::Embed(arguments) => embed::run(arguments),
         Command::Report(arguments) => report::run(arguments),
         Command::Compare(arguments) => compare::run(arguments),
+        Command::Serve(arguments) => serve::run(arguments),
         Command::Data(arguments) => data::run(arguments),
         Command::Pack(arguments) => pack::run(arguments),
         Command::Inspect(arguments) => inspect::run(arguments),

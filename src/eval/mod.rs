@@ -3,5 +3,6 @@
 pub mod features;
 pub mod knn;
 pub mod monitor;
+pub mod pca;
 pub mod retrieval;
 pub mod spread;

@@ -199,7 +199,8 @@ fn jacobi(mut a: Vec<f64>, n: usize) -> (Vec<f64>, Vec<f64>) {
     let mut vectors = vec![0.0; n * n];
     (0..n).for_each(|i| vectors[i * n + i] = 1.0);
     for _ in 0..60 {
-        let off: f64 = (0..n).flat_map(|i| (0..i).map(move |j| (i, j))).map(|(i, j)| a[i * n + j].powi(2)).sum();
+        let off: f64 =
+            (0..n).flat_map(|i| (0..i).map(move |j| (i, j))).map(|(i, j)| a[i * n + j].powi(2)).sum();
         let scale: f64 = (0..n).map(|i| a[i * n + i].powi(2)).sum();
         if off <= 1e-30 * scale {
             break;
@@ -245,9 +246,12 @@ mod tests {
         let mut rows = Vec::new();
         for row in noise.rows().chunks_exact(dim) {
             let scaled: Vec<f32> = row.iter().enumerate().map(|(i, x)| x * 0.8f32.powi(i as i32)).collect();
-            rows.extend(mixing.rows().chunks_exact(dim).map(|axis| {
-                0.25 + axis.iter().zip(&scaled).map(|(a, b)| a * b).sum::<f32>()
-            }));
+            rows.extend(
+                mixing
+                    .rows()
+                    .chunks_exact(dim)
+                    .map(|axis| 0.25 + axis.iter().zip(&scaled).map(|(a, b)| a * b).sum::<f32>()),
+            );
         }
         rows
     }

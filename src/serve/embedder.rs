@@ -35,7 +35,8 @@ impl Embedder {
             let mut scratch = Scratch::default();
             while let Some(Job { image, answer }) = waiting.blocking_recv() {
                 // A panic is one request's failure: its answer is dropped, and the next image is taken.
-                let embedded = catch_unwind(AssertUnwindSafe(|| embed(&encoder, &input, &image, &mut scratch)));
+                let embedded =
+                    catch_unwind(AssertUnwindSafe(|| embed(&encoder, &input, &image, &mut scratch)));
                 if let Ok(embedding) = embedded {
                     // Nobody may be waiting any more.
                     let _ = answer.send(embedding);

@@ -17,8 +17,7 @@ const POINTS: usize = 4_000;
 /// # Panics
 /// If `rows` is empty or has a row that the bank has not.
 pub fn json(bank: &MemoryBank, rows: &[u32], train: &Dataset) -> Value {
-    let sampled: Vec<f32> =
-        spaced(rows, FITTED).flat_map(|row| bank.row(row as usize)).copied().collect();
+    let sampled: Vec<f32> = spaced(rows, FITTED).flat_map(|row| bank.row(row as usize)).copied().collect();
     let pca = Pca::fit(&sampled, bank.dim(), 2);
     let index: Vec<u32> = spaced(rows, POINTS).collect();
     let places: Vec<[f64; 2]> = index

@@ -101,9 +101,19 @@ impl State {
     ///
     /// # Panics
     /// If the bank has not one row for each training image, or another width than the encoder's embedding.
-    pub fn new(facts: Facts, splits: Splits, bank: MemoryBank, encoder: Encoder, input: Input) -> Result<Self> {
+    pub fn new(
+        facts: Facts,
+        splits: Splits,
+        bank: MemoryBank,
+        encoder: Encoder,
+        input: Input,
+    ) -> Result<Self> {
         assert_eq!(bank.len(), splits.train.len(), "one bank row for each training image");
-        assert_eq!(bank.dim(), encoder.config().embed_dim as usize, "the bank holds this encoder's embeddings");
+        assert_eq!(
+            bank.dim(),
+            encoder.config().embed_dim as usize,
+            "the bank holds this encoder's embeddings"
+        );
         Ok(State {
             thumbnails: Thumbnails::new(THUMBNAIL_BYTES),
             metrics: Arc::new(LiveMetrics::new(facts.name.clone(), facts.run.clone())),
