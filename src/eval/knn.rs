@@ -4,8 +4,10 @@
 //! Shapes: Q queries, N bank rows, D embedding width, C classes; k neighbours (K is for negatives). One
 //! [search](nearest) with the largest k serves a whole grid of k and temperatures.
 
+mod coarse;
 mod search;
 
+pub use coarse::CoarseRows;
 pub use search::{Neighbors, SearchOptions, nearest};
 
 use rayon::prelude::*;

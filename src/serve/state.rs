@@ -20,7 +20,7 @@ use crate::bank::MemoryBank;
 use crate::data::dataset::{Dataset, Splits};
 use crate::error::Result;
 use crate::eval::features::Input;
-use crate::eval::knn::{Neighbors, SearchOptions, nearest};
+use crate::eval::knn::{CoarseRows, Neighbors, SearchOptions, nearest};
 use crate::model::Encoder;
 
 /// Bytes that an uploaded image may have.
@@ -33,6 +33,8 @@ const UPLOADS: usize = 4;
 const DECODERS: usize = 2;
 /// Searches at a time; one uses all cores.
 const SEARCHES: usize = 1;
+/// From this many rows on, searches go through a copy of them in 8 bits a number: below, they are quick without.
+const COARSE_FROM: usize = 100_000;
 /// How long a request waits for its turn.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -76,6 +78,7 @@ pub struct State {
     pub metrics: Arc<LiveMetrics>,
     splits: Splits,
     bank: Arc<MemoryBank>,
+    coarse: Option<Arc<CoarseRows>>,
     embedder: Embedder,
     /// Rows that can be found, ascending.
     found_rows: Arc<[u32]>,
@@ -114,7 +117,9 @@ impl State {
             encoder.config().embed_dim as usize,
             "the bank holds this encoder's embeddings"
         );
+        let coarse = (bank.len() >= COARSE_FROM).then(|| CoarseRows::new(bank.rows(), bank.dim())).flatten();
         Ok(State {
+            coarse: coarse.map(Arc::new),
             thumbnails: Thumbnails::new(THUMBNAIL_BYTES),
             metrics: Arc::new(LiveMetrics::new(facts.name.clone(), facts.run.clone())),
             found_rows: splits.train.trainable_indices().into(),
@@ -226,7 +231,7 @@ impl State {
 
     /// The `k` nearest training images of `query`, exactly.
     pub async fn search(&self, query: Query, k: usize) -> Answer<Neighbors> {
-        let bank = Arc::clone(&self.bank);
+        let (bank, coarse) = (Arc::clone(&self.bank), self.coarse.clone());
         let train = self.splits.train.clone();
         run(&self.searching, move || {
             let own = query.own_row.map(|row| [row]);
@@ -234,7 +239,10 @@ impl State {
                 own_rows: own.as_ref().map(<[u32; 1]>::as_slice),
                 excluded_rows: train.quarantined(),
             };
-            nearest(&query.embedding, bank.rows(), bank.dim(), k, options)
+            match coarse {
+                Some(coarse) => coarse.nearest(&query.embedding, bank.rows(), k, options),
+                None => nearest(&query.embedding, bank.rows(), bank.dim(), k, options),
+            }
         })
         .await
     }

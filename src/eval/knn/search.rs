@@ -130,40 +130,40 @@ fn merge(parts: Vec<Vec<Best>>, k: usize) -> Vec<Vec<u64>> {
 
 /// Similarity and index in one number that orders as neighbours do: higher similarity, then lower index.
 #[inline(always)]
-fn key(similarity: f32, index: u32) -> u64 {
+pub(super) fn key(similarity: f32, index: u32) -> u64 {
     // + 0.0 makes −0 equal to 0. A negative number's bits order backwards.
     let bits = (similarity + 0.0).to_bits();
     let ordered = if bits >> 31 == 1 { !bits } else { bits | 1 << 31 };
     u64::from(ordered) << 32 | u64::from(!index)
 }
 
-fn index_of(key: u64) -> u32 {
+pub(super) fn index_of(key: u64) -> u32 {
     !(key as u32)
 }
 
-fn similarity_of(key: u64) -> f32 {
+pub(super) fn similarity_of(key: u64) -> f32 {
     let ordered = (key >> 32) as u32;
     f32::from_bits(if ordered >> 31 == 1 { ordered & !(1 << 31) } else { !ordered })
 }
 
 /// The best keys of one query so far, and some more: they are cut back to k when there are 4·k, so that a key costs a
 /// constant on average.
-struct Best {
-    keys: Vec<u64>,
+pub(super) struct Best {
+    pub(super) keys: Vec<u64>,
     /// Only similarities above this can be among the best; indices ascend, so equal ones cannot.
-    threshold: f32,
+    pub(super) threshold: f32,
 }
 
 impl Best {
     #[inline(always)]
-    fn offer(&mut self, similarity: f32, index: u32, k: usize) {
+    pub(super) fn offer(&mut self, similarity: f32, index: u32, k: usize) {
         self.keys.push(key(similarity, index));
         if self.keys.len() >= k.saturating_mul(4).max(64) {
             self.cut(k);
         }
     }
 
-    fn cut(&mut self, k: usize) {
+    pub(super) fn cut(&mut self, k: usize) {
         if self.keys.len() > k {
             let (_, last, _) = self.keys.select_nth_unstable_by(k - 1, |a, b| b.cmp(a));
             self.threshold = similarity_of(*last);
