@@ -70,6 +70,8 @@ pub fn run(arguments: Arguments) -> Result<()> {
     say(format_args!("serving at http://{}/ (Ctrl-C ends it)", server.address()))?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
+        // Few of them work at a time; the others wait for their turn.
+        .max_blocking_threads(16)
         .enable_all()
         .build()
         .map_err(|e| Error::io("the server's threads", "start", e))?;

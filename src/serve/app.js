@@ -4,7 +4,6 @@
 
 const MAX_UPLOAD = 32 * 1024 * 1024;
 const byId = (id) => document.getElementById(id);
-// Thumbnails of another data set, served at this address before, are not these.
 const picture = (set, index, side) => `/api/images/${set}/${index}/thumbnail?side=${side}`;
 
 /** The JSON at `url`; throws the server's reason if it refuses. */

