@@ -11,9 +11,11 @@ mod data;
 mod embed;
 mod eval;
 mod export;
+mod finetune;
 mod import;
 mod inputs;
 mod inspect;
+mod linear;
 mod pretrained;
 mod settings;
 mod subject;
@@ -34,6 +36,10 @@ enum Command {
     Train(Box<train::Arguments>),
     /// Test the features of a checkpoint with weighted kNN
     Eval(eval::Arguments),
+    /// Test the features of a checkpoint with a linear classifier
+    Linear(Box<linear::Arguments>),
+    /// Train a checkpoint's network further on a few labelled images, beside a network from scratch
+    Finetune(Box<finetune::Arguments>),
     /// Write the features of every image to a file
     Embed(embed::Arguments),
     /// Say what a data set holds: classes, sizes, duplicates, unreadable files
@@ -51,6 +57,8 @@ pub fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Train(arguments) => train::run(*arguments),
         Command::Eval(arguments) => eval::run(arguments),
+        Command::Linear(arguments) => linear::run(*arguments),
+        Command::Finetune(arguments) => finetune::run(*arguments),
         Command::Embed(arguments) => embed::run(arguments),
         Command::Data(arguments) => data::run(arguments),
         Command::Inspect(arguments) => inspect::run(arguments),

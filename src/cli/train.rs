@@ -401,7 +401,11 @@ fn write_curves(run: &Path) -> Result<()> {
     atomic::write_text(&run.join(run_folder::CURVES), &curves::curves_svg(&title, &records))
 }
 
-fn set_threads(threads: usize) -> Result<()> {
+/// Fixes the number of computing threads of libtorch and of our own kernels; 0 takes all cores.
+///
+/// # Errors
+/// If the threads cannot be started.
+pub(super) fn set_threads(threads: usize) -> Result<()> {
     let threads =
         if threads == 0 { std::thread::available_parallelism().map_or(1, usize::from) } else { threads };
     tch::set_num_threads(threads as i32);
