@@ -32,7 +32,11 @@ fn fractions_are_nested_results_kept_and_networks_can_be_opened() {
     assert!(few.lines().all(|line| many.contains(line)), "the smaller list is a part of the larger one");
     assert_eq!(few.lines().count() as u64, 1 + first[0]["images"].as_u64().unwrap());
     let classes = |text: &str| {
-        text.lines().skip(1).map(|line| line.rsplit(',').next().unwrap().to_owned()).collect::<std::collections::BTreeSet<_>>().len()
+        text.lines()
+            .skip(1)
+            .map(|line| line.rsplit(',').next().unwrap().to_owned())
+            .collect::<std::collections::BTreeSet<_>>()
+            .len()
     };
     assert_eq!(classes(&few), classes(&many));
 
@@ -52,7 +56,8 @@ fn fractions_are_nested_results_kept_and_networks_can_be_opened() {
     assert_eq!(other[0], first[0]);
     let network = |folder: &std::path::Path| folder.join("pretrained-0.1.ckpt");
     assert_same_tensors(&network(&folder.join("other")), &network(&folder.join("run/finetune")));
-    let said = succeeds(folder, ["eval", "other/pretrained-0.1.ckpt", "-k", "5", "--layer", "pooled", "-j", "1"]);
+    let said =
+        succeeds(folder, ["eval", "other/pretrained-0.1.ckpt", "-k", "5", "--layer", "pooled", "-j", "1"]);
     assert!(said.contains("pooled") && said.contains("10-d"), "{said}");
 }
 
@@ -65,7 +70,8 @@ fn an_interrupted_series_goes_on() {
     succeeds(folder, tiny(DATA, "run", &["--epochs", "1", "--monitor", "none"]));
     let long = ["finetune", "run", "--epochs", "40", "-b", "8", "-j", "1", "--threads", "1"];
     let arguments = [&long[..], &["--label-fraction", "0.05,1", "--start", "scratch"]].concat();
-    let mut child = common::lemniscate(folder, &arguments).stderr(std::process::Stdio::piped()).spawn().unwrap();
+    let mut child =
+        common::lemniscate(folder, &arguments).stderr(std::process::Stdio::piped()).spawn().unwrap();
     let results = folder.join("run/finetune/results.jsonl");
     let started = Instant::now();
     while !results.exists() {

@@ -60,7 +60,10 @@ fn sgd_sweeps_rates_with_and_without_augmentation() {
     let sgd = ["--solver", "sgd", "--epochs", "5", "--lr", "0.0001,0.01", "-b", "32"];
     let cached = rows(folder, &sgd);
     assert_eq!(cached, rows(folder, &sgd));
-    assert_eq!((&cached[0]["milestones"], &cached[0]["swept"]), (&serde_json::json!([3.0, 4.0]), &"lr".into()));
+    assert_eq!(
+        (&cached[0]["milestones"], &cached[0]["swept"]),
+        (&serde_json::json!([3.0, 4.0]), &"lr".into())
+    );
     assert!(cached[0]["top1"].as_f64().unwrap() > 0.15, "{cached:?}");
     let augmented = rows(
         folder,

@@ -43,15 +43,18 @@ const RESULTS: &str = "results.jsonl";
 
 /// Flags of `lemniscate finetune`.
 #[derive(clap::Args)]
-#[command(
-    after_help = "Interrupted, it keeps what is finished in the folder; the same command goes on.\n\n\
-Examples:\n  lemniscate finetune runs/a --label-fraction 0.01,0.02,0.1,0.2\n  lemniscate finetune model.pth photos/ --label-fraction 0.1 --start pretrained --out tuned"
-)]
+#[command(after_help = "Interrupted, it keeps what is finished in the folder; the same command goes on.\n\n\
+Examples:\n  lemniscate finetune runs/a --label-fraction 0.01,0.02,0.1,0.2\n  lemniscate finetune model.pth photos/ --label-fraction 0.1 --start pretrained --out tuned")]
 pub struct Arguments {
     #[command(flatten)]
     subject: SubjectArguments,
     /// Share of each class's training images whose labels are used, at least one image a class; a list tries each
-    #[arg(long = "label-fraction", value_name = "SHARE", value_delimiter = ',', default_value = "0.01,0.02,0.1,0.2")]
+    #[arg(
+        long = "label-fraction",
+        value_name = "SHARE",
+        value_delimiter = ',',
+        default_value = "0.01,0.02,0.1,0.2"
+    )]
     fractions: Vec<f64>,
     /// Weights to start from: the checkpoint's, random ones as a control, or each
     #[arg(long, value_enum, default_value = "both")]
@@ -206,7 +209,10 @@ impl<'a> Bench<'a> {
             (None, Some(run)) => run.join("finetune"),
             (None, None) => {
                 return Err(Error::Usage {
-                    message: format!("{} lies in no run folder, where results would go", found.path().display()),
+                    message: format!(
+                        "{} lies in no run folder, where results would go",
+                        found.path().display()
+                    ),
                     hint: Some("--out FOLDER says where they go".into()),
                 });
             }
@@ -232,7 +238,8 @@ impl<'a> Bench<'a> {
     }
 
     fn describe(&self) -> String {
-        let FinetuneSettings { epochs, batch_size, lr, milestones, momentum, weight_decay, seed } = &self.settings;
+        let FinetuneSettings { epochs, batch_size, lr, milestones, momentum, weight_decay, seed } =
+            &self.settings;
         format!(
             "fine-tuning the whole network with a new linear classifier on the pooled features: SGD, {epochs} epochs, batch {batch_size}, lr {lr}, ×0.1 after {} and {}, momentum {momentum}, weight decay {weight_decay}, seed {seed}; the run's augmentation\nin {}",
             milestones[0],
@@ -313,7 +320,14 @@ impl<'a> Bench<'a> {
     }
 
     /// The network as a checkpoint without a bank: its embedding is the classifier's output at unit length.
-    fn save(&self, network: &Encoder, fraction: f64, start: Start, steps: usize, images: usize) -> Result<()> {
+    fn save(
+        &self,
+        network: &Encoder,
+        fraction: f64,
+        start: Start,
+        steps: usize,
+        images: usize,
+    ) -> Result<()> {
         let found = &self.subject.found;
         let saved = Saved {
             config: self.config.clone(),
@@ -372,7 +386,8 @@ fn open_folder(out: &Path, identity: &Value) -> Result<BTreeMap<String, Value>> 
     for line in read(&results)?.unwrap_or_default().lines() {
         let malformed = || Error::format(&results, "a result of `finetune` on each line", line.to_owned());
         let result: Value = serde_json::from_str(line).map_err(|_| malformed())?;
-        let (Some(start), Some(fraction)) = (result["start"].as_str(), result["label_fraction"].as_f64()) else {
+        let (Some(start), Some(fraction)) = (result["start"].as_str(), result["label_fraction"].as_f64())
+        else {
             return Err(malformed());
         };
         finished.insert(format!("{start}-{fraction}"), result);

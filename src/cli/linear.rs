@@ -124,7 +124,9 @@ impl Arguments {
         check_threads(self.threads as i64)?;
         match self.solver() {
             Solver::Lbfgs if self.augment => {
-                return wrong("--augment changes the features in every epoch; it goes with --solver sgd".into());
+                return wrong(
+                    "--augment changes the features in every epoch; it goes with --solver sgd".into(),
+                );
             }
             Solver::Lbfgs if !self.lr.is_empty() => {
                 return wrong("lbfgs has no learning rate; --lr goes with --solver sgd".into());
@@ -176,11 +178,19 @@ impl<'a> Labelled<'a> {
             refuse("there are no test images to test a classifier on", "--test-data names some")
         })?;
         let labels = |data: &'a Dataset| {
-            data.labels().ok_or_else(|| refuse("a classifier needs labels, and these images have none", "a folder for each class, or a list `path,label`, gives them"))
+            data.labels().ok_or_else(|| {
+                refuse(
+                    "a classifier needs labels, and these images have none",
+                    "a folder for each class, or a list `path,label`, gives them",
+                )
+            })
         };
         let (of_train, of_test) = (labels(train)?, labels(test)?);
         if train.n_classes() < 2 {
-            return Err(refuse("there is one class, and nothing to tell apart", "a folder for each class gives more"));
+            return Err(refuse(
+                "there is one class, and nothing to tell apart",
+                "a folder for each class gives more",
+            ));
         }
         let (train_order, test_order) = (train.trainable_indices(), test.trainable_indices());
         let pick = |labels: &[u32], order: &[u32]| order.iter().map(|&i| labels[i as usize]).collect();
@@ -196,8 +206,12 @@ pub fn run(arguments: Arguments) -> Result<()> {
     let subject = arguments.subject.open()?;
     let labelled = Labelled::of(&subject)?;
     let places = Place::of(&subject.encoder, subject.found.saved.config.image_size, &arguments.layers);
-    let held_out =
-        stratified::held_out(&labelled.train_labels, labelled.train.n_classes(), arguments.held_out, arguments.seed);
+    let held_out = stratified::held_out(
+        &labelled.train_labels,
+        labelled.train.n_classes(),
+        arguments.held_out,
+        arguments.seed,
+    );
     let needed = memory(&arguments, &labelled, &places, held_out.len());
     within(&arguments, needed)?;
     if !arguments.json {
@@ -224,7 +238,8 @@ pub fn run(arguments: Arguments) -> Result<()> {
 
 /// Bytes of features that are kept, and of memory that the classifiers need.
 fn memory(arguments: &Arguments, labelled: &Labelled<'_>, places: &[Place], held_out: usize) -> (u64, u64) {
-    let kept = if arguments.augment { held_out } else { labelled.train_order.len() } + labelled.test_order.len();
+    let kept =
+        if arguments.augment { held_out } else { labelled.train_order.len() } + labelled.test_order.len();
     let features = places.iter().map(|place| cache::bytes(kept, place.dim())).sum();
     let heads = arguments.candidates().len();
     let classifier = |place: &Place| {
@@ -282,7 +297,10 @@ fn describe(arguments: &Arguments, held_out: usize, images: usize) -> String {
         1 => format!("given, not chosen; all {images} training images"),
         n => format!("chosen from {n} on {held_out} held-out training images; tested with all {images}"),
     };
-    format!("linear classification, encoder frozen: {what}; {views}; features {scale}\n{}: {choice}", name(arguments))
+    format!(
+        "linear classification, encoder frozen: {what}; {views}; features {scale}\n{}: {choice}",
+        name(arguments)
+    )
 }
 
 /// What is swept, in words.
@@ -439,7 +457,10 @@ fn print(
         ))?;
         if outcome.converged == Some(false) {
             let norm = outcome.gradient_norm.unwrap_or(f64::NAN);
-            say(format_args!("    not converged after {} iterations: gradient {norm:.1e}", outcome.iterations))?;
+            say(format_args!(
+                "    not converged after {} iterations: gradient {norm:.1e}",
+                outcome.iterations
+            ))?;
         }
         if arguments.per_class {
             for (class, share) in outcome.per_class.iter().enumerate() {

@@ -82,11 +82,9 @@ pub fn train(
         let mut order = epoch_order(chosen, settings.seed, epoch);
         order.truncate(batches(order.len(), settings.batch_size) * settings.batch_size);
         let rate = lr(settings.lr, &schedule, 0.0, settings.epochs as f64, epoch as f64);
-        let view =
-            View::Train { transform, seed: settings.seed, epoch, purpose: Purpose::Augmentation };
+        let view = View::Train { transform, seed: settings.seed, epoch, purpose: Purpose::Augmentation };
         let (mut sum, images) = (0.0, order.len());
-        let loader =
-            Loader::new(Arc::clone(data.source()), view, order, settings.batch_size, input.loader)?;
+        let loader = Loader::new(Arc::clone(data.source()), view, order, settings.batch_size, input.loader)?;
         for batch in loader {
             let batch = batch?;
             let truth: Vec<i64> = batch.indices.iter().map(|&i| i64::from(labels[i as usize])).collect();
@@ -179,15 +177,15 @@ mod tests {
         let config =
             EncoderConfig { width: 4, embed_dim: 2, ..EncoderConfig::new(Arch::ResNet18, Family::Cifar) };
         let settings = FinetuneSettings {
-            epochs: 8,
-            batch_size: 4,
+            epochs: 40,
+            batch_size: 8,
             lr: 0.05,
-            milestones: vec![5.0],
+            milestones: vec![20.0],
             momentum: 0.9,
             weight_decay: 1e-4,
             seed: 3,
         };
-        let (data, tested) = (shades(13), shades(20));
+        let (data, tested) = (shades(17), shades(20));
         let input = Input::new(Family::Cifar, 16, 1);
         let mut colours = TrainTransform::cifar(16);
         colours.jitter.brightness = 0.1;
@@ -198,10 +196,10 @@ mod tests {
                 heard = done;
                 Ok(())
             };
-            let chosen: Vec<u32> = (0..13).collect();
+            let chosen: Vec<u32> = (0..17).collect();
             let loss =
                 train(&mut encoder, &data, &chosen, colours, &input, &settings, &mut progress).unwrap();
-            assert_eq!(heard, 8 * 3, "the thirteenth image makes no batch of its own");
+            assert_eq!(heard, 40 * 2, "the seventeenth image makes no batch of its own");
             let reached = test(&encoder, &tested, &input, &mut |_| Ok(())).unwrap();
             (loss, reached, encoder.parameters().hash())
         };

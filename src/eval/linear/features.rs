@@ -232,7 +232,8 @@ mod tests {
 
     #[test]
     fn standardised_numbers_have_mean_zero_and_variance_one() {
-        let mut rows: Vec<f32> = (0..60).map(|i| if i % 3 == 2 { 0.1 } else { (i * i % 17) as f32 }).collect();
+        let mut rows: Vec<f32> =
+            (0..60).map(|i| if i % 3 == 2 { 0.1 } else { (i * i % 17) as f32 }).collect();
         let mut moments = Moments::new(3);
         moments.add(&rows);
         let standardiser = moments.standardiser();

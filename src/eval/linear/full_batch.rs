@@ -118,7 +118,9 @@ mod tests {
         let mut rng = stream(3, Purpose::Test, 0, 0);
         let labels: Vec<u32> = (0..60).map(|i| i % 3).collect();
         let values = labels.iter().flat_map(|&label| {
-            (0..4).map(|d| if d == label { 1.0 } else { 0.0 } + rng.random_range(-1.5..1.5)).collect::<Vec<f32>>()
+            (0..4)
+                .map(|d| if d == label { 1.0 } else { 0.0 } + rng.random_range(-1.5..1.5))
+                .collect::<Vec<f32>>()
         });
         (Cache::of(values.collect(), 4), labels)
     }

@@ -99,9 +99,8 @@ mod tests {
     #[test]
     fn a_pass_agrees_with_its_definition() {
         let (n, dim, heads, classes) = (7, 4, 3, 5);
-        let wave = |count: usize, pace: f64| -> Vec<f64> {
-            (0..count).map(|i| (i as f64 * pace).sin()).collect()
-        };
+        let wave =
+            |count: usize, pace: f64| -> Vec<f64> { (0..count).map(|i| (i as f64 * pace).sin()).collect() };
         let parameters: Vec<Vec<f64>> =
             (0..heads).map(|h| wave((dim + 1) * classes, 0.7 + h as f64)).collect();
         let x = wave(n * dim, 1.3);

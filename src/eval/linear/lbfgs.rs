@@ -262,7 +262,8 @@ mod tests {
         assert_eq!(it.end(), Some(End::Converged));
         assert!(it.value() < 1e-12 && it.gradient_norm() <= 1e-8);
         assert!(it.point().iter().zip(0..).all(|(x, i)| (x - f64::from(i)).abs() < 1e-7), "{:?}", it.point());
-        assert!(it.iterations() < 300, "{}", it.iterations());
+        // SciPy's L-BFGS-B needs 802.
+        assert!(it.iterations() < 1000, "{}", it.iterations());
     }
 
     #[test]

@@ -267,7 +267,8 @@ mod tests {
         assert_eq!(solved.candidates.len(), 2);
         assert!(solved.top1 > 0.8 && solved.top5 == 1.0 && solved.converged == Some(true), "{solved:?}");
         let settings = SgdSettings { batch_size: 8, ..SgdSettings::new(20) };
-        let trained = train(&examples, &examples, &held_out, &[1e-9, 0.1], &settings, 0, &mut |_| ()).unwrap();
+        let trained =
+            train(&examples, &examples, &held_out, &[1e-9, 0.1], &settings, 0, &mut |_| ()).unwrap();
         assert!((trained.top1 - solved.top1).abs() < 0.11, "{trained:?}");
         let one = train(&examples, &examples, &held_out, &[0.1], &settings, 0, &mut |_| ()).unwrap();
         assert_eq!(one.candidates, [Candidate { setting: 0.1, held_out_top1: None }]);

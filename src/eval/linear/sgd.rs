@@ -155,8 +155,7 @@ pub fn fit(
     for epoch in 0..settings.epochs {
         trainer.begin_epoch();
         for batch in epoch_order(&all, seed, epoch).chunks(settings.batch_size) {
-            let rows: Vec<f32> =
-                batch.iter().flat_map(|&i| features.row(i as usize)).copied().collect();
+            let rows: Vec<f32> = batch.iter().flat_map(|&i| features.row(i as usize)).copied().collect();
             let x = Tensor::from_slice(&rows).view([batch.len() as i64, dim as i64]).to_device(device);
             let of = |i: &u32| labels[*i as usize];
             let out: Vec<bool> = batch.iter().map(|&i| held_out[i as usize]).collect();
@@ -190,8 +189,7 @@ mod tests {
         let settings =
             SgdSettings { batch_size: 8, weight_decay: 0.01, milestones: vec![2.0], ..SgdSettings::new(3) };
         let rates = [0.01, 0.5];
-        let (choosing, tested) =
-            fit(&examples, &held_out, &rates, &settings, 5, &mut |_| ());
+        let (choosing, tested) = fit(&examples, &held_out, &rates, &settings, 5, &mut |_| ());
         for (sees_all, fitted) in [(false, &choosing), (true, &tested)] {
             for (rate, fitted) in rates.iter().zip(fitted) {
                 assert_eq!(fitted.setting, *rate);
@@ -210,7 +208,8 @@ mod tests {
         let all: Vec<u32> = (0..24).collect();
         for epoch in 0..3 {
             for batch in epoch_order(&all, 5, epoch).chunks(8) {
-                let taken: Vec<usize> = batch.iter().map(|&i| i as usize).filter(|&i| sees_all || !held_out[i]).collect();
+                let taken: Vec<usize> =
+                    batch.iter().map(|&i| i as usize).filter(|&i| sees_all || !held_out[i]).collect();
                 let mut gradient: Vec<f64> = p.iter().map(|p| 0.01 * p).collect();
                 for &i in &taken {
                     let x: Vec<f64> = features.row(i).iter().map(|&x| f64::from(x)).chain([1.0]).collect();
