@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::inputs::bar;
+use super::inputs::{absolute, bar, stored_path};
 use super::say;
 use super::subject::{Subject, SubjectArguments};
 use super::train::set_threads;
@@ -218,7 +218,7 @@ impl<'a> Bench<'a> {
             }
         };
         let settings = arguments.settings(&found.saved.config);
-        let config = TrainConfig {
+        let mut config = TrainConfig {
             embed_dim: splits.train.n_classes(),
             head: Head::Linear,
             seed: settings.seed,
@@ -228,6 +228,11 @@ impl<'a> Bench<'a> {
             weight_decay: settings.weight_decay,
             ..found.saved.config.clone()
         };
+        if let Some(data) = &arguments.subject.data {
+            config.data = stored_path(data, splits.format)?;
+            config.data_format = splits.format;
+            config.test_data = arguments.subject.test_data.as_deref().map(absolute).transpose()?;
+        }
         let identity = json!({
             "encoder": encoder.parameters().hash(), "images": splits.train.fingerprint()?,
             "test_images": test.fingerprint()?, "settings": settings, "augmentation": config.augmentation,

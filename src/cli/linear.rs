@@ -353,10 +353,11 @@ fn on_cached_features(
         );
         outcomes.push(match arguments.solver() {
             Solver::Lbfgs => with_bar(arguments.iterations, "solving (at most)", |progress| {
-                solve(&learnt, &tested, &marked, &candidates, arguments.iterations, progress)
+                Ok(solve(&learnt, &tested, &marked, &candidates, arguments.iterations, progress))
             })?,
             Solver::Sgd => with_bar(arguments.epochs as usize, "training, epochs", |progress| {
-                train(&learnt, &tested, &marked, &candidates, &arguments.sgd(), arguments.seed, progress)
+                let (settings, seed) = (arguments.sgd(), arguments.seed);
+                Ok(train(&learnt, &tested, &marked, &candidates, &settings, seed, progress))
             })?,
         });
     }

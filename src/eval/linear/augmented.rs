@@ -77,5 +77,5 @@ pub fn fit(
 
 /// Chooses and tests what [`fit`] gave for one place, on held-out and test images seen with test-time preprocessing.
 pub fn outcome(fitted: &(Vec<Fitted>, Vec<Fitted>), held_out: &Examples<'_>, test: &Examples<'_>) -> Outcome {
-    choose_and_test(&fitted.0, &fitted.1, held_out, test)
+    choose_and_test(&fitted.0, &fitted.1, held_out, &held_out.every(), test)
 }

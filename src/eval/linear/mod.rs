@@ -45,6 +45,18 @@ impl Examples<'_> {
         let shape = [range.len() as i64, self.features.dim() as i64];
         Tensor::from_slice(self.features.rows(range)).view(shape).to_device(self.device)
     }
+
+    /// The features of the images `rows`, `[n, F]`, on the device.
+    fn gather(&self, rows: &[u32]) -> Tensor {
+        let shape = [rows.len() as i64, self.features.dim() as i64];
+        let values: Vec<f32> = rows.iter().flat_map(|&i| self.features.row(i as usize)).copied().collect();
+        Tensor::from_slice(&values).view(shape).to_device(self.device)
+    }
+
+    /// All of them, by number.
+    fn every(&self) -> Vec<u32> {
+        (0..self.labels.len() as u32).collect()
+    }
 }
 
 /// A classifier, and how it came to be.
@@ -101,12 +113,11 @@ pub struct Outcome {
     pub per_class: Vec<f64>,
 }
 
-/// Class scores `[N, C]`, all positive, in the order of the logits; NaN if the classifier diverged.
-fn scores(heads: &Heads, examples: &Examples<'_>) -> Vec<f64> {
-    let n = examples.features.len();
-    let mut scores = Vec::with_capacity(n * examples.n_classes);
-    for start in (0..n).step_by(CHUNK) {
-        let logits = heads.logits(&examples.tensor(start..(start + CHUNK).min(n)));
+/// Class scores `[n, C]` of the images `rows`, all positive, in the order of the logits.
+fn scores(heads: &Heads, examples: &Examples<'_>, rows: &[u32]) -> Vec<f64> {
+    let mut scores = Vec::with_capacity(rows.len() * examples.n_classes);
+    for rows in rows.chunks(CHUNK) {
+        let logits = heads.logits(&examples.gather(rows));
         scores.extend(positive(&to_vec_f32(&logits), examples.n_classes));
     }
     scores
@@ -127,20 +138,24 @@ fn diverged(heads: &Heads) -> bool {
     ![&heads.weight, &heads.bias].iter().all(|t| bool::try_from(t.isfinite().all()).unwrap_or(false))
 }
 
-/// Share of `examples` that `fitted` gets right; NaN if it diverged.
-fn top1(fitted: &Fitted, examples: &Examples<'_>) -> f64 {
+/// Share of the images `rows` of `examples` that `fitted` gets right; NaN if it diverged.
+fn top1(fitted: &Fitted, examples: &Examples<'_>, rows: &[u32]) -> f64 {
     if diverged(&fitted.heads) {
         return f64::NAN;
     }
-    accuracy(&scores(&fitted.heads, examples), examples.n_classes, examples.labels).top1
+    let truth: Vec<u32> = rows.iter().map(|&i| examples.labels[i as usize]).collect();
+    accuracy(&scores(&fitted.heads, examples, rows), examples.n_classes, &truth).top1
 }
 
-/// The candidates with their accuracy on `held_out`, and the number of the best; of equal ones the first. Those that
-/// diverged are never chosen while there is another.
-fn choose(fitted: &[Fitted], held_out: &Examples<'_>) -> (Vec<Candidate>, usize) {
+/// The candidates with their accuracy on the images `held_out` of `examples`, and the number of the best; of equal
+/// ones the first. Those that diverged are never chosen while there is another.
+fn choose(fitted: &[Fitted], examples: &Examples<'_>, held_out: &[u32]) -> (Vec<Candidate>, usize) {
     let candidates: Vec<_> = fitted
         .iter()
-        .map(|one| Candidate { setting: one.setting, held_out_top1: Some(top1(one, held_out)) })
+        .map(|one| {
+            let share = top1(one, examples, held_out);
+            Candidate { setting: one.setting, held_out_top1: Some(share) }
+        })
         .collect();
     let share = |at: usize| candidates[at].held_out_top1.filter(|share| !share.is_nan()).unwrap_or(-1.0);
     let best = (0..candidates.len()).reduce(|best, at| if share(at) > share(best) { at } else { best });
@@ -152,7 +167,7 @@ fn outcome(candidates: Vec<Candidate>, fitted: &Fitted, test: &Examples<'_>) -> 
     let (top1, top5, per_class) = if diverged(&fitted.heads) {
         (f64::NAN, f64::NAN, vec![f64::NAN; test.n_classes])
     } else {
-        let scores = scores(&fitted.heads, test);
+        let scores = scores(&fitted.heads, test, &test.every());
         let reached = accuracy(&scores, test.n_classes, test.labels);
         (reached.top1, reached.top5, Confusion::of(&scores, test.n_classes, test.labels).per_class())
     };
@@ -160,39 +175,15 @@ fn outcome(candidates: Vec<Candidate>, fitted: &Fitted, test: &Examples<'_>) -> 
     Outcome { candidates, chosen, loss, iterations, converged, gradient_norm, top1, top5, per_class }
 }
 
-/// The rows of `features` that `picked` marks, with their labels.
-fn select(examples: &Examples<'_>, picked: &[bool]) -> (Vec<f32>, Vec<u32>) {
-    let rows = || (0..examples.labels.len()).filter(|&i| picked[i]);
-    let values = rows().flat_map(|i| examples.features.row(i)).copied().collect();
-    (values, rows().map(|i| examples.labels[i]).collect())
-}
-
-/// Held-out images as examples of their own, for choosing.
-struct HeldOut {
-    features: Cache,
-    labels: Vec<u32>,
-}
-
-impl HeldOut {
-    fn of(examples: &Examples<'_>, held_out: &[bool]) -> crate::error::Result<Self> {
-        let (values, labels) = select(examples, held_out);
-        let mut features = Cache::new(labels.len(), examples.features.dim(), None)?;
-        features.push(&values);
-        Ok(HeldOut { features, labels })
-    }
-
-    fn examples<'a>(&'a self, like: &Examples<'_>) -> Examples<'a> {
-        Examples { features: &self.features, labels: &self.labels, ..*like }
-    }
+/// The numbers of the images that are marked.
+fn marked(held_out: &[bool]) -> Vec<u32> {
+    (0u32..).zip(held_out).filter(|(_, marked)| **marked).map(|(i, _)| i).collect()
 }
 
 /// Logistic regression on all of `train`, tested on `test`. With several strengths in `l2` each is first fitted without
 /// the images that `held_out` marks, and the one that gets most of those right is fitted again with all.
 ///
 /// `progress` hears the passes over the features, of one fit and then of the other.
-///
-/// # Errors
-/// If there is no room for the held-out features.
 pub fn solve(
     train: &Examples<'_>,
     test: &Examples<'_>,
@@ -200,25 +191,22 @@ pub fn solve(
     l2: &[f64],
     most_iterations: usize,
     progress: &mut dyn FnMut(usize),
-) -> crate::error::Result<Outcome> {
+) -> Outcome {
     let mut start = None;
     let (mut candidates, mut best) = (vec![Candidate { setting: l2[0], held_out_top1: None }], 0);
     if l2.len() > 1 {
         let counts: Vec<f32> = held_out.iter().map(|&out| f32::from(u8::from(!out))).collect();
         let mut fitted = full_batch::fit(train, &counts, l2, None, most_iterations, progress);
-        (candidates, best) = choose(&fitted, &HeldOut::of(train, held_out)?.examples(train));
+        (candidates, best) = choose(&fitted, train, &marked(held_out));
         start = Some(vec![std::mem::take(&mut fitted[best].parameters)]);
     }
     let all = vec![1.0; train.labels.len()];
     let fitted = full_batch::fit(train, &all, &l2[best..=best], start, most_iterations, progress).remove(0);
-    Ok(outcome(candidates, &fitted, test))
+    outcome(candidates, &fitted, test)
 }
 
 /// SGD on cached features, tested on `test`; the rate is chosen on the images that `held_out` marks, and the classifier
 /// that is tested has seen them too.
-///
-/// # Errors
-/// If there is no room for the held-out features.
 pub fn train(
     train: &Examples<'_>,
     test: &Examples<'_>,
@@ -227,24 +215,25 @@ pub fn train(
     settings: &SgdSettings,
     seed: u64,
     progress: &mut dyn FnMut(usize),
-) -> crate::error::Result<Outcome> {
+) -> Outcome {
     let (choosing, tested) = sgd::fit(train, held_out, learning_rates, settings, seed, progress);
-    let held = HeldOut::of(train, held_out)?;
-    Ok(choose_and_test(&choosing, &tested, &held.examples(train), test))
+    choose_and_test(&choosing, &tested, train, &marked(held_out), test)
 }
 
-/// The outcome of the classifier in `tested` whose counterpart in `choosing` does best on `held_out`.
+/// The outcome of the classifier in `tested` whose counterpart in `choosing` does best on the images `held_out` of
+/// `examples`.
 fn choose_and_test(
     choosing: &[Fitted],
     tested: &[Fitted],
-    held_out: &Examples<'_>,
+    examples: &Examples<'_>,
+    held_out: &[u32],
     test: &Examples<'_>,
 ) -> Outcome {
     if let [only] = tested {
         let candidate = Candidate { setting: only.setting, held_out_top1: None };
         return outcome(vec![candidate], only, test);
     }
-    let (candidates, best) = choose(choosing, held_out);
+    let (candidates, best) = choose(choosing, examples, held_out);
     outcome(candidates, &tested[best], test)
 }
 
@@ -263,14 +252,13 @@ mod tests {
     fn both_solvers_separate_what_can_be_separated() {
         let (features, labels, held_out) = line();
         let examples = Examples { features: &features, labels: &labels, n_classes: 2, device: Device::Cpu };
-        let solved = solve(&examples, &examples, &held_out, &[1e-4, 10.0], 200, &mut |_| ()).unwrap();
+        let solved = solve(&examples, &examples, &held_out, &[1e-4, 10.0], 200, &mut |_| ());
         assert_eq!(solved.candidates.len(), 2);
         assert!(solved.top1 > 0.8 && solved.top5 == 1.0 && solved.converged == Some(true), "{solved:?}");
         let settings = SgdSettings { batch_size: 8, ..SgdSettings::new(20) };
-        let trained =
-            train(&examples, &examples, &held_out, &[1e-9, 0.1], &settings, 0, &mut |_| ()).unwrap();
+        let trained = train(&examples, &examples, &held_out, &[1e-9, 0.1], &settings, 0, &mut |_| ());
         assert!((trained.top1 - solved.top1).abs() < 0.11, "{trained:?}");
-        let one = train(&examples, &examples, &held_out, &[0.1], &settings, 0, &mut |_| ()).unwrap();
+        let one = train(&examples, &examples, &held_out, &[0.1], &settings, 0, &mut |_| ());
         assert_eq!(one.candidates, [Candidate { setting: 0.1, held_out_top1: None }]);
     }
 
@@ -280,10 +268,10 @@ mod tests {
         let examples = Examples { features: &features, labels: &labels, n_classes: 2, device: Device::Cpu };
         let settings = SgdSettings { batch_size: 8, weight_decay: 3.0, ..SgdSettings::new(60) };
         let rates = [1e30, 0.01];
-        let trained = train(&examples, &examples, &held_out, &rates, &settings, 0, &mut |_| ()).unwrap();
+        let trained = train(&examples, &examples, &held_out, &rates, &settings, 0, &mut |_| ());
         assert_eq!(trained.chosen, 0.01);
         assert!(trained.candidates[0].held_out_top1.is_some_and(f64::is_nan));
-        let alone = train(&examples, &examples, &held_out, &rates[..1], &settings, 0, &mut |_| ()).unwrap();
+        let alone = train(&examples, &examples, &held_out, &rates[..1], &settings, 0, &mut |_| ());
         assert!(alone.top1.is_nan());
     }
 }
