@@ -92,6 +92,11 @@ pub enum Error {
         /// Each culprit's name and what is wrong with it.
         problems: Vec<String>,
     },
+    /// An encoder that a test was to leave alone is another one afterwards.
+    #[error(
+        "the encoder changed while its features were tested: the result is void; this is a bug in lemniscate"
+    )]
+    EncoderChanged,
     /// libtorch refused an operation.
     #[error("{context}: {message}")]
     Torch {

@@ -27,6 +27,10 @@ pub enum Purpose {
     Synthetic = 7,
     /// Anything in tests; counters free.
     Test = 8,
+    /// Training images kept back to choose the settings of a linear classifier; counters: class, 0.
+    HeldOut = 20,
+    /// Labelled images of a fine-tuning; counters: class, 0.
+    LabelFraction = 21,
 }
 
 /// The generator of one decision: a ChaCha8 stream keyed by all four numbers.

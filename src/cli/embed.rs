@@ -10,7 +10,7 @@ use crate::data::loader::View;
 use crate::error::{Error, Result};
 use crate::eval::features::{EVALUATION_BATCH, embed_each};
 use crate::interop::embeddings::{Format, Identity, Partial};
-use crate::model::{Encoder, Layer, to_vec_f32};
+use crate::model::Layer;
 
 /// Parts of a data set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -70,7 +70,7 @@ pub fn run(arguments: Arguments) -> Result<()> {
     let data = if arguments.quarantine { without_unreadable(data, true, config.threads)? } else { data };
     let indices = data.trainable_indices();
     let identity = Identity {
-        encoder: hash(&encoder),
+        encoder: encoder.parameters().hash(),
         data: data.fingerprint()?,
         images: indices.len(),
         layer: arguments.layer.to_string(),
@@ -110,16 +110,4 @@ pub fn run(arguments: Arguments) -> Result<()> {
         data.len(),
         arguments.layer
     ))
-}
-
-/// BLAKE3 of an encoder's tensors.
-fn hash(encoder: &Encoder) -> String {
-    let mut hasher = blake3::Hasher::new();
-    for entry in encoder.parameters().state() {
-        hasher.update(entry.name.as_bytes());
-        for value in to_vec_f32(&entry.tensor) {
-            hasher.update(&value.to_le_bytes());
-        }
-    }
-    hasher.finalize().to_hex().to_string()
 }

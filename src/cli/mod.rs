@@ -12,9 +12,11 @@ mod data;
 mod embed;
 mod eval;
 mod export;
+mod finetune;
 mod import;
 mod inputs;
 mod inspect;
+mod linear;
 mod pack;
 mod pretrained;
 mod report;
@@ -39,6 +41,10 @@ enum Command {
     Train(Box<train::Arguments>),
     /// Test the features of a checkpoint with weighted kNN
     Eval(eval::Arguments),
+    /// Test the features of a checkpoint with a linear classifier
+    Linear(Box<linear::Arguments>),
+    /// Train a checkpoint's network further on a few labelled images, beside a network from scratch
+    Finetune(Box<finetune::Arguments>),
     /// Write the features of every image to a file
     Embed(embed::Arguments),
     /// Write a run's page: curves, settings, machine, what it found, warnings
@@ -68,6 +74,8 @@ pub fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Train(arguments) => train::run(*arguments),
         Command::Eval(arguments) => eval::run(arguments),
+        Command::Linear(arguments) => linear::run(*arguments),
+        Command::Finetune(arguments) => finetune::run(*arguments),
         Command::Embed(arguments) => embed::run(arguments),
         Command::Report(arguments) => report::run(arguments),
         Command::Compare(arguments) => compare::run(arguments),

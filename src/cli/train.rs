@@ -305,7 +305,11 @@ fn new_folder(config: &TrainConfig) -> Result<RunFolder> {
     RunFolder::create_in(Path::new("runs"), &data_name(&config.data), &name_of(config.arch))
 }
 
-fn set_threads(threads: usize) -> Result<()> {
+/// Fixes the number of computing threads of libtorch and of our own kernels; 0 takes all cores.
+///
+/// # Errors
+/// If the threads cannot be started.
+pub(super) fn set_threads(threads: usize) -> Result<()> {
     let threads =
         if threads == 0 { std::thread::available_parallelism().map_or(1, usize::from) } else { threads };
     tch::set_num_threads(threads as i32);

@@ -61,16 +61,36 @@ pub fn embed_each(
     layers: &[Layer],
     mut each: impl FnMut(&Batch, Vec<Vec<f32>>) -> Result<()>,
 ) -> Result<()> {
-    let mut loader = Loader::new(Arc::clone(data.source()), view, order, EVALUATION_BATCH, input.loader)?;
+    // A stage's maps are averaged over their places, as the last ones are for the pooled features.
+    let rows = |features: &Tensor| match features.dim() {
+        4 => to_vec_f32(&features.mean_dim([2, 3].as_slice(), false, Kind::Float)),
+        _ => to_vec_f32(features),
+    };
+    each_batch(encoder, data, order, view, input, EVALUATION_BATCH, layers, |batch, features| {
+        each(batch, features.iter().map(rows).collect())
+    })
+}
+
+/// As [`embed_each`], with features as [`Encoder::features`] gives them, in batches of `batch_size`.
+///
+/// # Errors
+/// As [`embed_each`].
+#[allow(clippy::too_many_arguments, reason = "what is embedded, how, and where to")]
+pub fn each_batch(
+    encoder: &Encoder,
+    data: &Dataset,
+    order: Vec<u32>,
+    view: View,
+    input: &Input,
+    batch_size: usize,
+    layers: &[Layer],
+    mut each: impl FnMut(&Batch, Vec<Tensor>) -> Result<()>,
+) -> Result<()> {
+    let mut loader = Loader::new(Arc::clone(data.source()), view, order, batch_size, input.loader)?;
     while let Some(batch) = loader.next() {
         let batch = batch?;
         let features = encoder.features(&input_tensor(&batch, &input.normalization), layers);
-        // A stage's maps are averaged over their places, as the last ones are for the pooled features.
-        let rows = |features: &Tensor| match features.dim() {
-            4 => to_vec_f32(&features.mean_dim([2, 3].as_slice(), false, Kind::Float)),
-            _ => to_vec_f32(features),
-        };
-        each(&batch, features.iter().map(rows).collect())?;
+        each(&batch, features)?;
         loader.recycle(batch);
     }
     Ok(())

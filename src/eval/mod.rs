@@ -1,8 +1,12 @@
-//! What the features are worth: embeddings of a whole data set, weighted kNN, and label-free measures.
+//! What the features are worth: embeddings of a whole data set, weighted kNN, linear classification, fine-tuning,
+//! and label-free measures.
 
 pub mod features;
+pub mod finetune;
 pub mod knn;
+pub mod linear;
 pub mod monitor;
 pub mod pca;
 pub mod retrieval;
 pub mod spread;
+pub mod stratified;

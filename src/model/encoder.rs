@@ -120,13 +120,26 @@ impl Encoder {
     /// If `images` has another shape or kind, or in training if there is only one value per channel for
     /// BatchNorm to normalise: one image that shrinks to one pixel.
     pub fn forward(&self, images: &Tensor, mode: Mode) -> Tensor {
-        let embed = || {
-            let maps = self.network.trunk(&self.upload(images), self.pass(mode), |_, _| ());
-            unit_rows(&self.network.head(&self.network.pool(&maps)))
-        };
+        let embed = || unit_rows(&self.logits(images, mode));
         match mode {
             Mode::Train => embed(),
             Mode::Eval => no_grad(embed),
+        }
+    }
+
+    /// What the embedding is the direction of: the head's output without the norm, f32 `[B, D]`. For an encoder whose
+    /// head is a classifier these are its logits, with D classes.
+    ///
+    /// # Panics
+    /// As [`forward`](Self::forward).
+    pub fn logits(&self, images: &Tensor, mode: Mode) -> Tensor {
+        let logits = || {
+            let maps = self.network.trunk(&self.upload(images), self.pass(mode), |_, _| ());
+            self.network.head(&self.network.pool(&maps))
+        };
+        match mode {
+            Mode::Train => logits(),
+            Mode::Eval => no_grad(logits),
         }
     }
 
@@ -157,7 +170,8 @@ impl Encoder {
     }
 
     /// The gradients of every parameter, given `gradient` `[B, D]`, the loss's gradient with respect to
-    /// `embeddings`, which must come from [`forward`](Self::forward) in [`Mode::Train`]. Uses up their graph.
+    /// `embeddings`, which must come from [`forward`](Self::forward) in [`Mode::Train`] (or be its
+    /// [`logits`](Self::logits), with their gradient). Uses up their graph.
     ///
     /// # Panics
     /// If the shapes differ or `embeddings` carries no graph.

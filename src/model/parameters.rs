@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use tch::{Kind, Tensor, no_grad};
 
+use super::convert::to_vec_f32;
 use crate::error::{Error, Result};
 
 /// Whether a tensor is learnt or only carried along.
@@ -60,6 +61,19 @@ impl Parameters {
     /// Numbers learnt.
     pub fn count(&self) -> usize {
         self.trainable().map(|entry| entry.tensor.numel()).sum()
+    }
+
+    /// 64 hexadecimal digits (BLAKE3) over all names and values: equal for equal encoders, and before and after what
+    /// should not have changed one.
+    pub fn hash(&self) -> String {
+        let mut hasher = blake3::Hasher::new();
+        for entry in &self.entries {
+            hasher.update(entry.name.as_bytes());
+            for value in to_vec_f32(&entry.tensor) {
+                hasher.update(&value.to_le_bytes());
+            }
+        }
+        hasher.finalize().to_hex().to_string()
     }
 
     /// The name of the first tensor that holds a NaN or an infinity, if any does.

@@ -164,6 +164,23 @@ pub fn load_encoder(checkpoint: &Checkpoint, config: &TrainConfig, device: Devic
 /// # Errors
 /// If the trunks are not of the same network.
 pub fn load_trunk(checkpoint: &Checkpoint, config: &TrainConfig, device: Device) -> Result<(Encoder, bool)> {
+    with_trunk(checkpoint, config, device, true)
+}
+
+/// A new encoder of `config` whose trunk is that of `checkpoint`, and whose head is new whatever its shape.
+///
+/// # Errors
+/// If the trunks are not of the same network.
+pub fn load_trunk_only(checkpoint: &Checkpoint, config: &TrainConfig, device: Device) -> Result<Encoder> {
+    Ok(with_trunk(checkpoint, config, device, false)?.0)
+}
+
+fn with_trunk(
+    checkpoint: &Checkpoint,
+    config: &TrainConfig,
+    device: Device,
+    head_too: bool,
+) -> Result<(Encoder, bool)> {
     config.encoder().validate()?;
     let mut encoder =
         Encoder::new(config.encoder(), config.seed, device).with_precision(config.precision.resolve(device));
@@ -176,12 +193,29 @@ pub fn load_trunk(checkpoint: &Checkpoint, config: &TrainConfig, device: Device)
         .map(|entry| (entry.name.clone(), entry.tensor.detach()))
         .collect();
     let fits = ours.iter().all(|(name, own)| stored.get(name).is_some_and(|it| it.size() == own.size()));
-    if !fits || ours.is_empty() {
+    if !(fits && head_too) || ours.is_empty() {
         stored.retain(|name, _| !name.starts_with(&head));
         stored.extend(ours);
     }
     encoder.parameters_mut().load(&stored)?;
     Ok((encoder, fits))
+}
+
+/// An encoder without bank and momentum as a checkpoint, handed to `write`.
+///
+/// # Errors
+/// Those of `write`, and [`Error::Usage`] for settings that TOML cannot hold.
+pub fn save_encoder(
+    encoder: &Encoder,
+    saved: &Saved,
+    write: impl FnOnce(&CheckpointView<'_>) -> Result<()>,
+) -> Result<()> {
+    let mut view = CheckpointView::default();
+    for entry in encoder.parameters().state() {
+        view.tensors.push(host_bytes(format!("{ENCODER}{}", entry.name), &entry.tensor));
+    }
+    saved.store(&mut view)?;
+    write(&view)
 }
 
 /// The bank of `checkpoint`.

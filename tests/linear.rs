@@ -1,0 +1,93 @@
+//! `lemniscate linear` from outside: layers in one pass, both solvers, with and without augmentation.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on should say so")]
+
+mod common;
+
+use std::path::Path;
+
+use common::{fails, succeeds, tiny, write_images};
+use serde_json::Value;
+
+/// A run that has seen little, on generated images with test images beside them.
+fn run(folder: &Path) {
+    succeeds(folder, tiny("synthetic:200x16", "run", &["--epochs", "1", "--monitor", "none"]));
+}
+
+fn rows(folder: &Path, more: &[&str]) -> Vec<Value> {
+    let arguments = [&["linear", "run", "-j", "1", "--threads", "1", "--json"], more].concat();
+    let json = succeeds(folder, arguments);
+    json.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+#[test]
+fn all_layers_are_solved_recorded_and_the_same_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    run(folder);
+    let layers = ["--layer", "embedding,pooled,stage1,stage4", "--per-class"];
+    let first = rows(folder, &layers);
+    assert_eq!(first, rows(folder, &layers));
+    let numbers: Vec<_> =
+        first.iter().map(|row| (row["layer"].as_str().unwrap(), row["numbers"].as_u64().unwrap())).collect();
+    // 4 channels on a grid of 16, as large as the maps; 32 channels on one of 2.
+    assert_eq!(numbers, [("embedding", 16), ("pooled", 32), ("stage1", 1024), ("stage4", 128)]);
+    for row in &first {
+        assert_eq!(row["converged"], true, "{row}");
+        assert!(row["top1"].as_f64().unwrap() > 0.15, "better than one of ten by chance: {row}");
+        assert!(row["candidates"].as_array().unwrap().iter().all(|c| c["held_out_top1"].is_f64()), "{row}");
+        let per_class: Vec<f64> =
+            row["per_class"].as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect();
+        let mean = per_class.iter().sum::<f64>() / per_class.len() as f64;
+        assert!((mean - row["top1"].as_f64().unwrap()).abs() < 0.05, "{row}");
+    }
+    let recorded = std::fs::read_to_string(folder.join("run/evaluations.jsonl")).unwrap();
+    let recorded: Vec<Value> = recorded.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!((recorded.len(), &recorded[1]["linear"]), (8, &first[1]));
+
+    // One layer alone, its features on disk, gives what it gave among others.
+    let alone = rows(folder, &["--layer", "pooled", "--cache", "."]);
+    assert_eq!(alone[0], first[1]);
+    let text = succeeds(folder, ["linear", "run", "-j", "1", "--l2", "0.01", "--per-class"]);
+    assert!(text.contains("given, not chosen") && text.contains("triangles"), "{text}");
+    assert!(text.contains("the encoder is unchanged"), "{text}");
+}
+
+#[test]
+fn sgd_sweeps_rates_with_and_without_augmentation() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    run(folder);
+    let sgd = ["--solver", "sgd", "--epochs", "5", "--lr", "0.0001,0.01", "-b", "32"];
+    let cached = rows(folder, &sgd);
+    assert_eq!(cached, rows(folder, &sgd));
+    assert_eq!(
+        (&cached[0]["milestones"], &cached[0]["swept"]),
+        (&serde_json::json!([3.0, 4.0]), &"lr".into())
+    );
+    assert!(cached[0]["top1"].as_f64().unwrap() > 0.15, "{cached:?}");
+    let augmented = rows(
+        folder,
+        &["--augment", "--epochs", "2", "--lr", "0.0001,0.01", "-b", "32", "--layer", "pooled,stage2"],
+    );
+    assert_eq!((augmented.len(), &augmented[1]["augment"]), (2, &Value::Bool(true)));
+    assert!(augmented[0]["loss"].as_f64().unwrap() > cached[0]["loss"].as_f64().unwrap());
+}
+
+#[test]
+fn what_cannot_be_tested_is_refused_with_a_way_out() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    run(folder);
+    let refused = |code, more: &[&str], expected: &str| {
+        let said = fails(folder, code, [&["linear", "run", "-j", "1"], more].concat());
+        assert!(said.contains(expected), "{said}");
+    };
+    refused(2, &["--augment", "--solver", "lbfgs"], "--augment changes the features");
+    refused(2, &["--lr", "0.1"], "--lr goes with --solver sgd");
+    refused(2, &["--l2", "0"], "must be positive");
+    refused(2, &["--held-out", "1"], "--held-out must lie between 0 and 1");
+    refused(2, &["--memory", "0.0000001"], "--cache FOLDER keeps features on disk");
+    write_images(&folder.join("photos"), 3);
+    refused(1, &["photos"], "no test images");
+    refused(1, &["photos", "--test-data", "photos"], "needs labels");
+}
