@@ -86,7 +86,7 @@ impl Session<'_> {
             self.metrics.evaluation(record)?;
             self.reporter.evaluation(record);
             let step = self.state.progress.step;
-            self.to_events(|events| events.evaluation(step, record));
+            self.write_event(|events| events.evaluation(step, record));
         }
         self.retrieve(&input)?;
         let progress = &self.state.progress;
@@ -111,7 +111,7 @@ impl Session<'_> {
         let snapshot = Snapshot { epoch, step, queries };
         self.retrievals.append(&snapshot)?;
         let splits = self.splits.clone();
-        self.to_events(|events| {
+        self.write_event(|events| {
             events.image(step, "retrievals", &retrievals::sheet(&snapshot, &splits, TILE)?)
         });
         Ok(())
@@ -129,7 +129,7 @@ impl Session<'_> {
         self.reporter.step(self.state.progress.step_in_epoch, record);
         self.watch.step(record);
         if record.step == 1 || record.step.is_multiple_of(self.config.print_freq) {
-            self.to_events(|events| events.step(record));
+            self.write_event(|events| events.step(record));
         }
         Ok(())
     }
@@ -146,7 +146,7 @@ impl Session<'_> {
 
     /// Does `write` where event files are wanted. One that cannot be written is no reason to lose a run: that is said,
     /// and the rest is left out.
-    fn to_events(&mut self, write: impl FnOnce(&mut EventWriter) -> Result<()>) {
+    fn write_event(&mut self, write: impl FnOnce(&mut EventWriter) -> Result<()>) {
         let Some(events) = &mut self.events else { return };
         if let Err(error) = write(events) {
             self.events = None;

@@ -118,7 +118,7 @@ fn tile(shown: &Shown, picture: Option<&str>, frame: &str, caption: &str, class:
     html! {
         li class=(format!("tile {frame}")) title=(what) {
             @match picture {
-                Some(picture) => img src=(picture) alt=(what) loading="lazy";,
+                Some(picture) => img src=(picture) alt=(what);,
                 None => span style="white-space: normal; overflow-wrap: anywhere" { (shown.name) },
             }
             span { (caption) }
