@@ -179,7 +179,7 @@ fn accuracy_of_votes(
         }
         let label = truth[query];
         let own = *scores.get(&label).filter(|&&own| own > 0.0)?;
-        let ahead = |(&class, &score): &(&u32, &f64)| score > own || (score == own && class < label);
+        let ahead = |&(&class, &score): &(&u32, &f64)| score > own || (score == own && class < label);
         Some(scores.iter().filter(ahead).count())
     };
     let ranks: Vec<Option<usize>> = (0..truth.len()).into_par_iter().map(rank).collect();
