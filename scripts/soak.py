@@ -209,7 +209,7 @@ class Soak:
         """A file system that is really full, then read-only; only root can make one."""
         place = self.out / "disk"
         place.mkdir(exist_ok=True)
-        mount = ["mount", "-t", "tmpfs", "-o", f"size={self.random.randrange(140, 260)}k", "tmpfs", place]
+        mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", place]
         if subprocess.run(mount, capture_output=True).returncode != 0:
             return None
         try:
