@@ -43,6 +43,21 @@ fn a_small_webp_that_claims_a_huge_picture_costs_an_error() {
     assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
 }
 
+/// Found by fuzzing: memory was taken for a chunk before it was looked how much of it there is.
+#[test]
+fn a_webp_chunk_that_claims_gigabytes_is_cut_short() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/images/exif6.webp");
+    let whole = fs::read(path).unwrap();
+    assert!(decode_bytes(&whole, "exif6.webp").is_ok());
+    let at = whole.windows(4).position(|name| name == b"EXIF").unwrap() + 4;
+    for claim in [u32::MAX, 0x4E50_0FFA, whole.len() as u32] {
+        let mut bytes = whole.clone();
+        bytes[at..at + 4].copy_from_slice(&claim.to_le_bytes());
+        let error = decode_bytes(&bytes, "claim.webp").unwrap_err().to_string();
+        assert!(error.contains("truncated"), "{claim}: {error}");
+    }
+}
+
 #[test]
 fn a_picture_of_floats_that_are_no_numbers_is_a_picture_or_an_error() {
     let folder = tempfile::tempdir().unwrap();

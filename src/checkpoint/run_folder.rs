@@ -182,6 +182,11 @@ impl RunFolder {
     /// If it cannot be written; the good checkpoints are then still there.
     pub fn save_last(&mut self, view: &CheckpointView) -> Result<()> {
         self.check_ours()?;
+        // A folder that vanishes in the middle of a save is not a file that cannot be renamed.
+        self.replace_last(view).map_err(|error| self.check_ours().err().unwrap_or(error))
+    }
+
+    fn replace_last(&mut self, view: &CheckpointView) -> Result<()> {
         let (last, previous) = (self.file(LAST), self.file(PREVIOUS));
         let mut temporary = atomic::temporary_beside(&last)?;
         format::write(temporary.as_file_mut(), view).map_err(|e| Error::io(&last, "write", e))?;
