@@ -2,13 +2,15 @@
 PYTHON ?= python3
 CARGO ?= cargo
 
-.PHONY: help libtorch build demo test check fmt clippy doc licences bench clean
+.PHONY: help libtorch build demo test check fmt clippy doc licences faults soak deny bench clean
 
 help:
 	@echo "make demo    train on generated images, test the features, draw neighbours (about three minutes)"
 	@echo "make test    build and run all tests"
 	@echo "make build   the optimised program: target/release/lemniscate"
 	@echo "make check   what CI runs: format, clippy, tests, docs, licences"
+	@echo "make soak    an hour of faults around runs; SOAK='--minutes 5' for less"
+	@echo "make deny    known vulnerabilities of dependencies; needs cargo-deny and its database"
 	@echo "make bench   side-by-side measurements against PyTorch (installs it into a cache first)"
 
 libtorch:
@@ -41,6 +43,18 @@ licences: libtorch
 	$(CARGO) test --test licences
 
 check: fmt clippy test doc licences
+
+# The short form of `make soak`; part of `make test` too.
+faults: libtorch
+	$(CARGO) test --test faults --test hostile --test unsafe_code
+
+soak: build
+	$(PYTHON) scripts/soak.py $(SOAK)
+
+# Needs `cargo install cargo-deny`, which fetches the advisory database of RustSec from its git repository; without the
+# network, DENY=--disable-fetch takes the copy that an earlier run left.
+deny:
+	$(CARGO) deny --all-features check $(DENY) advisories bans licenses sources
 
 bench: build
 	$(PYTHON) benches/side_by_side.py

@@ -8,11 +8,13 @@ mod check;
 mod layers;
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use crate::data::augment::TrainTransform;
 use crate::data::detect::DataFormat;
+use crate::data::watch::DEFAULT_READ_TIMEOUT;
 use crate::error::{Error, Result};
 use crate::model::device::DeviceChoice;
 use crate::model::{Arch, EncoderConfig, Family, Head, PrecisionChoice};
@@ -95,6 +97,9 @@ pub struct TrainConfig {
     pub device: DeviceChoice,
     /// Decoding threads.
     pub workers: usize,
+    /// Seconds that one image may take before its file system is taken to hang; runs of before it could be chosen have 300.
+    #[serde(default = "default_read_timeout")]
+    pub read_timeout: f64,
     /// Threads of the network and the losses; 0 for one a core.
     pub threads: usize,
     /// Seed of every random decision.
@@ -175,6 +180,10 @@ pub enum Preset {
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct NormalizerChoice(pub NormalizerMode);
+
+fn default_read_timeout() -> f64 {
+    DEFAULT_READ_TIMEOUT.as_secs_f64()
+}
 
 /// K as published.
 const PUBLISHED_NEGATIVES: i64 = 4096;
@@ -266,6 +275,7 @@ impl TrainConfig {
             precision: PrecisionChoice::Auto,
             device: DeviceChoice::Auto,
             workers: crate::data::loader::default_workers(),
+            read_timeout: default_read_timeout(),
             threads: 0,
             seed: 0,
             monitor: Monitor::Knn,
@@ -289,6 +299,11 @@ impl TrainConfig {
             width: self.width as i64,
             head: self.head,
         }
+    }
+
+    /// How long one image may take.
+    pub fn read_timeout(&self) -> Duration {
+        Duration::try_from_secs_f64(self.read_timeout).unwrap_or(DEFAULT_READ_TIMEOUT)
     }
 
     /// The learning-rate schedule.

@@ -72,6 +72,14 @@ pub enum Error {
         /// What would help, if anything.
         hint: Option<String>,
     },
+    /// An image's file system does not answer.
+    #[error("{image}: cannot be read: it has taken {seconds} s so far; its file system seems to hang")]
+    Slow {
+        /// The image's path or, inside a packed set, its name.
+        image: String,
+        /// How long was waited, in seconds.
+        seconds: f64,
+    },
     /// The loss became infinite or NaN; the last good checkpoint is kept.
     #[error("the loss is {loss} at epoch {epoch}, step {step}; the images of that batch:\n{}", images.join("\n"))]
     NonFiniteLoss {
@@ -110,6 +118,14 @@ pub enum Error {
     Worker {
         /// Which kind of worker.
         worker: &'static str,
+    },
+    /// A run under way came to an end by something outside of it. Exit code that of the cause.
+    #[error("{cause}")]
+    Stopped {
+        /// What ended it.
+        cause: Box<Error>,
+        /// What of the run is safe, and how to go on.
+        kept: String,
     },
     /// A signal asked the program to stop; everything was saved. Exit code 130.
     #[error("interrupted; {saved}")]
@@ -163,9 +179,15 @@ impl Error {
                 "mend or remove them, or pass --quarantine: they keep their rows but never enter a batch"
                     .into(),
             ),
-            Error::NonFiniteLoss { .. } => Some(
-                "lower --lr, raise the temperature, or use --precision fp32; resume from last.ckpt".into(),
-            ),
+            Error::Stopped { cause, kept } => {
+                Some(cause.hint().map_or(kept.clone(), |hint| format!("{hint}; {kept}")))
+            }
+            Error::Slow { .. } => {
+                Some("see that the file system answers; --read-timeout SECONDS waits longer".into())
+            }
+            Error::NonFiniteLoss { .. } => {
+                Some("lower --lr, raise the temperature, or use --precision fp32".into())
+            }
             _ => None,
         }
     }
@@ -175,6 +197,7 @@ impl Error {
         match self {
             Error::Usage { .. } => 2,
             Error::Interrupted { .. } => 130,
+            Error::Stopped { cause, .. } => cause.exit_code(),
             _ => 1,
         }
     }

@@ -13,6 +13,7 @@ use std::time::{Duration, SystemTime};
 use image::RgbImage;
 use lemniscate::Error;
 use lemniscate::data::scan::{ImageRef, SizeCount, Spread, scan};
+use lemniscate::data::watch::DEFAULT_READ_TIMEOUT;
 use lemniscate::data::{DataFormat, Dataset, OpenOptions, Splits, open};
 use tempfile::TempDir;
 
@@ -269,7 +270,7 @@ fn a_scan_reports_sizes_duplicates_and_what_is_unreadable() {
         calls.fetch_add(1, Ordering::Relaxed);
         highest.fetch_max(done, Ordering::Relaxed);
     };
-    let report = scan(&data, &progress, 2).unwrap();
+    let report = scan(&data, &progress, 2, DEFAULT_READ_TIMEOUT).unwrap();
     assert_eq!((calls.into_inner(), highest.into_inner()), (6, 6));
 
     assert_eq!(report.images, 6);
@@ -290,7 +291,7 @@ fn a_scan_reports_sizes_duplicates_and_what_is_unreadable() {
         assert!(text.contains(line), "no {line:?} in\n{text}");
     }
     assert_eq!(serde_json::to_value(&report).unwrap()["unreadable"][0]["index"], 3);
-    assert_eq!(text, scan(&data, &|_| (), 1).unwrap().to_string());
+    assert_eq!(text, scan(&data, &|_| (), 1, DEFAULT_READ_TIMEOUT).unwrap().to_string());
 
     // Quarantined, the broken image keeps its row.
     let usable = data.with_quarantine(&report.unreadable_indices()).unwrap();

@@ -56,3 +56,35 @@ fn every_dependency_has_an_allowed_licence() {
         .collect();
     assert!(refused.is_empty(), "licences that deny.toml does not allow:\n{}", refused.join("\n"));
 }
+
+#[derive(serde::Deserialize)]
+struct Lock {
+    package: Vec<Locked>,
+}
+
+#[derive(serde::Deserialize)]
+struct Locked {
+    name: String,
+    version: String,
+    source: Option<String>,
+    checksum: Option<String>,
+}
+
+/// What `[sources]` in deny.toml says, without cargo-deny: nothing from a git repository or another registry, and every
+/// package's content fixed by a checksum.
+#[test]
+fn every_dependency_comes_from_the_registry_and_is_fixed_by_a_checksum() {
+    for file in ["Cargo.lock", "fuzz/Cargo.lock"] {
+        let path = format!("{}/{file}", env!("CARGO_MANIFEST_DIR"));
+        let lock: Lock = toml::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+        assert!(lock.package.len() > 50, "{file}: only {} packages", lock.package.len());
+        for Locked { name, version, source, checksum } in lock.package {
+            if name.starts_with("lemniscate") {
+                continue;
+            }
+            let registry = "registry+https://github.com/rust-lang/crates.io-index";
+            assert_eq!(source.as_deref(), Some(registry), "{file}: {name} {version}");
+            assert!(checksum.is_some_and(|sum| sum.len() == 64), "{file}: {name} {version} has no checksum");
+        }
+    }
+}

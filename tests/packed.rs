@@ -16,6 +16,7 @@ use lemniscate::data::packed::write::{PackOptions, Report, pack};
 use lemniscate::data::packed::{Form, format};
 use lemniscate::data::resize::{Crop, Resizer};
 use lemniscate::data::scan::scan;
+use lemniscate::data::watch::DEFAULT_READ_TIMEOUT;
 use lemniscate::data::{DataFormat, Dataset, OpenOptions, Splits, open};
 use tempfile::TempDir;
 
@@ -90,7 +91,7 @@ fn files_and_pixels_come_back_bit_for_bit() {
             assert!(images(a) == images(b), "{name}");
             let hashes = |data: &Dataset| data.source().content_hash(3).unwrap();
             assert_eq!(hashes(a) == hashes(b), form == Form::Original, "{name}");
-            let report = scan(b, &|_| {}, 2).unwrap();
+            let report = scan(b, &|_| {}, 2, DEFAULT_READ_TIMEOUT).unwrap();
             assert!(report.unreadable.is_empty() && report.images == a.len());
         }
     }

@@ -52,6 +52,11 @@ impl MemoryBank {
         bank
     }
 
+    /// Bytes that the rows of a bank of `n` × `dim` take.
+    pub fn bytes(n: usize, dim: usize) -> u64 {
+        (n as u64).saturating_mul(dim as u64).saturating_mul(size_of::<f32>() as u64)
+    }
+
     fn zeros(n: usize, dim: usize) -> Self {
         assert!(n > 0 && dim > 0, "a bank needs rows and columns, not {n} × {dim}");
         assert!(u32::try_from(n).is_ok(), "{n} rows: row numbers are 32 bits wide");

@@ -5,7 +5,8 @@
 //! at least one complete checkpoint is there under its name.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{ErrorKind, Write};
+use std::io::{self, ErrorKind, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -144,11 +145,31 @@ impl RunFolder {
         self.lock.is_some()
     }
 
+    /// Refuses to write where the folder is no longer the one that was locked: removed, moved away, or another run's by
+    /// now because somebody removed the lock.
+    fn check_ours(&self) -> Result<()> {
+        let path = self.file(LOCK);
+        let Some(Lock(held)) = &self.lock else { return Ok(()) };
+        let gone = |found: &str| {
+            let expected = "the run folder as it was when the run began";
+            Err(Error::format(&self.path, expected, found))
+        };
+        match is_at(held, &path) {
+            Ok(true) => Ok(()),
+            Ok(false) if self.path.is_dir() => gone(
+                "one that is no longer locked by this process: somebody has removed or replaced its lock",
+            ),
+            Ok(false) => gone("nothing: it was removed or moved away"),
+            Err(e) => Err(Error::io(&path, "look at the lock", e)),
+        }
+    }
+
     /// Replaces a text file in it, atomically.
     ///
     /// # Errors
     /// If it cannot be written; the old one is then intact.
     pub fn write_text(&self, name: &str, text: &str) -> Result<()> {
+        self.check_ours()?;
         atomic::write_text(&self.file(name), text)
     }
 
@@ -160,6 +181,12 @@ impl RunFolder {
     /// # Errors
     /// If it cannot be written; the good checkpoints are then still there.
     pub fn save_last(&mut self, view: &CheckpointView) -> Result<()> {
+        self.check_ours()?;
+        // A folder that vanishes in the middle of a save is not a file that cannot be renamed.
+        self.replace_last(view).map_err(|error| self.check_ours().err().unwrap_or(error))
+    }
+
+    fn replace_last(&mut self, view: &CheckpointView) -> Result<()> {
         let (last, previous) = (self.file(LAST), self.file(PREVIOUS));
         let mut temporary = atomic::temporary_beside(&last)?;
         format::write(temporary.as_file_mut(), view).map_err(|e| Error::io(&last, "write", e))?;
@@ -178,6 +205,7 @@ impl RunFolder {
     /// # Errors
     /// If it cannot be written.
     pub fn save_best(&self) -> Result<()> {
+        self.check_ours()?;
         atomic::link_over(&self.file(LAST), &self.file(BEST))
     }
 
@@ -235,6 +263,16 @@ impl Drop for Lock {
     }
 }
 
+/// Whether the open file `held` is what `path` names; not if nothing is there.
+fn is_at(held: &File, path: &Path) -> io::Result<bool> {
+    let held = held.metadata()?;
+    match fs::symlink_metadata(path) {
+        Ok(there) => Ok((there.dev(), there.ino()) == (held.dev(), held.ino())),
+        Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Ok(false),
+        Err(e) => Err(e),
+    }
+}
+
 /// Locks a run folder. The system gives the lock back however the process ends.
 fn lock(folder: &Path) -> Result<Option<Lock>> {
     let path = folder.join(LOCK);
@@ -246,6 +284,10 @@ fn lock(folder: &Path) -> Result<Option<Lock>> {
         .open(&path)
         .map_err(|e| Error::io(&path, "open", e))?;
     match file.try_lock() {
+        // Removed by somebody between opening and locking: what is locked then keeps nobody out.
+        Ok(()) if !is_at(&file, &path).map_err(|e| Error::io(&path, "look at the lock", e))? => {
+            return lock(folder);
+        }
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => {
             let holder = fs::read_to_string(&path).unwrap_or_default();

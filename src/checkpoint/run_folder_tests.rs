@@ -167,6 +167,34 @@ fn one_run_at_a_time_and_the_holder_is_named() {
     RunFolder::open(&folder).unwrap();
 }
 
+#[test]
+fn a_folder_that_is_removed_or_taken_over_is_not_written_to() {
+    let (_dir, folder) = scratch();
+    let runs = folder.join("runs");
+    let mut first = RunFolder::create(runs.join("a")).unwrap();
+    first.save_last(&view(1)).unwrap();
+    // Somebody removes the lock to get around it, and another process begins.
+    fs::remove_file(first.file(LOCK)).unwrap();
+    let error = first.save_last(&view(2)).unwrap_err().to_string();
+    assert!(error.contains("removed or replaced its lock"), "{error}");
+    let mut second = RunFolder::open(runs.join("a")).unwrap();
+    second.load_latest().unwrap();
+    second.save_last(&view(10)).unwrap();
+    for refused in [first.save_last(&view(2)), first.save_best(), first.write_text(CONFIG, "")] {
+        assert!(refused.unwrap_err().to_string().contains("no longer locked by this process"));
+    }
+    assert_eq!(number_in(second.file(LAST)), 10);
+    assert_eq!(names_in(second.path()), [LAST, LOCK, PREVIOUS]);
+    // Moved away, and another run at its place.
+    fs::rename(runs.join("a"), runs.join("b")).unwrap();
+    let error = second.save_last(&view(11)).unwrap_err().to_string();
+    assert!(error.contains("a: expected") && error.contains("removed or moved away"), "{error}");
+    let mut third = RunFolder::create(runs.join("a")).unwrap();
+    third.save_last(&view(20)).unwrap();
+    assert!(second.save_last(&view(11)).is_err());
+    assert_eq!([number_in(runs.join("a").join(LAST)), number_in(runs.join("b").join(LAST))], [20, 10]);
+}
+
 /// Names the folder for the child process of the test below.
 #[cfg(unix)]
 const CHILD: &str = "LEMNISCATE_TEST_RUN_FOLDER";

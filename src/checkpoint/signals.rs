@@ -3,13 +3,23 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::flag;
 
 use crate::error::{Error, Result};
 
 /// The exit code of a process that SIGINT ended.
 const INTERRUPTED: i32 = 130;
+
+/// Makes a write beyond the limit on a file's size (`ulimit -f`) an error like that of a full disk, where the system would
+/// end the process.
+///
+/// # Errors
+/// If the system refuses the handler.
+pub fn size_limit_is_an_error() -> Result<()> {
+    let handled = flag::register(SIGXFSZ, Arc::new(AtomicBool::new(false)));
+    handled.map(drop).map_err(|e| Error::io("SIGXFSZ", "listen", e))
+}
 
 /// Whether someone has asked the run to stop. Clones share the answer; the default one hears no signals.
 #[derive(Clone, Debug, Default)]

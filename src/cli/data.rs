@@ -1,6 +1,7 @@
 //! `lemniscate data`: what a data set holds.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use super::inputs::scan_with_progress;
 use super::say;
@@ -25,6 +26,9 @@ pub struct Arguments {
     /// Reading threads; 0 for one a core
     #[arg(short = 'j', long, default_value_t = 0)]
     workers: usize,
+    /// Seconds that one image may take before its file system is taken to hang
+    #[arg(long, value_name = "SECONDS", default_value_t = 300.0)]
+    read_timeout: f64,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -32,12 +36,14 @@ pub struct Arguments {
 
 /// Scans both splits and prints what is there.
 pub fn run(arguments: Arguments) -> Result<()> {
+    let read_timeout = Duration::try_from_secs_f64(arguments.read_timeout)
+        .map_err(|e| Error::usage(format!("--read-timeout {}: {e}", arguments.read_timeout)))?;
     let options = OpenOptions { test_path: arguments.test_data.clone(), ..OpenOptions::default() };
     let splits = detect::open(&arguments.data, arguments.data_format, &options)?;
     let named =
         std::iter::once(("train", &splits.train)).chain(splits.test.as_ref().map(|test| ("test", test)));
     let reports: Vec<_> = named
-        .map(|(name, split)| Ok((name, scan_with_progress(split, arguments.workers)?)))
+        .map(|(name, split)| Ok((name, scan_with_progress(split, arguments.workers, read_timeout)?)))
         .collect::<Result<_>>()?;
     if arguments.json {
         let mut object = serde_json::Map::new();

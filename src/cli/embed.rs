@@ -67,7 +67,11 @@ pub fn run(arguments: Arguments) -> Result<()> {
             hint: Some("--split train embeds the others".into()),
         })?,
     };
-    let data = if arguments.quarantine { without_unreadable(data, true, config.threads)? } else { data };
+    let data = if arguments.quarantine {
+        without_unreadable(data, true, config.threads, config.read_timeout())?
+    } else {
+        data
+    };
     let indices = data.trainable_indices();
     let identity = Identity {
         encoder: encoder.parameters().hash(),

@@ -1,6 +1,7 @@
 //! What several commands do with their arguments: opening data, scanning it, choosing a preset, progress bars.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
@@ -8,6 +9,7 @@ use crate::config::Preset;
 use crate::data::dataset::{Dataset, Splits};
 use crate::data::detect::{self, DataFormat, OpenOptions};
 use crate::data::scan::{ScanReport, scan};
+use crate::data::watch::load_within;
 use crate::error::{Error, Result};
 use crate::train::start::{self, Found};
 
@@ -43,10 +45,11 @@ pub fn with_bar<T>(
 /// Decodes every image once, in parallel, and says what was found.
 ///
 /// # Errors
-/// If the threads cannot be started; an unreadable image is part of the report.
-pub fn scan_with_progress(dataset: &Dataset, threads: usize) -> Result<ScanReport> {
+/// If the threads cannot be started, or an image takes longer than `read_timeout`; an unreadable image is part of the
+/// report.
+pub fn scan_with_progress(dataset: &Dataset, threads: usize, read_timeout: Duration) -> Result<ScanReport> {
     let bar = bar(dataset.len(), "reading images");
-    let report = scan(dataset, &|done| bar.set_position(done as u64), threads);
+    let report = scan(dataset, &|done| bar.set_position(done as u64), threads, read_timeout);
     bar.finish_and_clear();
     report
 }
@@ -54,8 +57,13 @@ pub fn scan_with_progress(dataset: &Dataset, threads: usize) -> Result<ScanRepor
 /// `split` with its unreadable images quarantined, or the list of them as an error unless `quarantine` allows that.
 ///
 /// # Errors
-/// [`Error::Unreadable`].
-pub fn without_unreadable(split: Dataset, quarantine: bool, threads: usize) -> Result<Dataset> {
+/// [`Error::Unreadable`], and [`Error::Slow`] for an image that takes longer than `read_timeout`.
+pub fn without_unreadable(
+    split: Dataset,
+    quarantine: bool,
+    threads: usize,
+    read_timeout: Duration,
+) -> Result<Dataset> {
     let needed = match split.format() {
         DataFormat::Folder | DataFormat::Flat | DataFormat::List => true,
         // Each image was decoded when it was packed; damage since then shows when it is read.
@@ -66,7 +74,7 @@ pub fn without_unreadable(split: Dataset, quarantine: bool, threads: usize) -> R
     if !needed {
         return Ok(split);
     }
-    let report = scan_with_progress(&split, threads)?;
+    let report = scan_with_progress(&split, threads, read_timeout)?;
     match report.unreadable_error() {
         None => Ok(split),
         Some(error) if !quarantine => Err(error),
@@ -133,14 +141,16 @@ const SMALL_SIDE: u32 = 64;
 /// The published settings that fit the images: by the median short side of a few of them.
 ///
 /// # Errors
-/// If none of them can be read.
-pub fn preset_for(data: &Dataset) -> Result<Preset> {
+/// If none of them can be read, or one takes longer than `read_timeout`.
+pub fn preset_for(data: &Dataset, read_timeout: Duration) -> Result<Preset> {
     let n = data.len();
     let mut first_error = None;
     let mut sides = Vec::new();
     for i in 0..LOOKED_AT.min(n) {
-        match data.load(i * n / LOOKED_AT.min(n)) {
+        match load_within(data, i * n / LOOKED_AT.min(n), read_timeout) {
             Ok(image) => sides.push(image.width().min(image.height())),
+            // The others would most likely hang as well.
+            Err(error @ Error::Slow { .. }) => return Err(error),
             Err(error) => first_error = first_error.or(Some(error)),
         }
     }

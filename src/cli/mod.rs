@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use crate::checkpoint::signals::size_limit_is_an_error;
 use crate::error::Result;
 
 mod compare;
@@ -71,7 +72,8 @@ enum Command {
 
 /// Runs the program and gives its exit code: 0 success, 1 failure, 2 usage, 130 interrupted.
 pub fn main() -> ExitCode {
-    let done = match Cli::parse().command {
+    let command = Cli::parse().command;
+    let done = size_limit_is_an_error().and_then(|()| match command {
         Command::Train(arguments) => train::run(*arguments),
         Command::Eval(arguments) => eval::run(arguments),
         Command::Linear(arguments) => linear::run(*arguments),
@@ -87,7 +89,7 @@ pub fn main() -> ExitCode {
         Command::Export(arguments) => export::run(arguments),
         Command::Completions(arguments) => completions::run(arguments),
         Command::Man(arguments) => completions::man(arguments),
-    };
+    });
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -9,6 +9,7 @@ use crate::config::Preset;
 use crate::data::detect::{self, DataFormat, OpenOptions};
 use crate::data::packed::Form;
 use crate::data::packed::write::{PackOptions, Report, pack};
+use crate::data::watch::DEFAULT_READ_TIMEOUT;
 use crate::error::{Error, Result};
 use crate::interop::inspect::human;
 
@@ -91,7 +92,8 @@ pub fn run(arguments: Arguments) -> Result<()> {
     for note in &splits.notes {
         eprintln!("note: {note}");
     }
-    let small = arguments.form != Some(As::Original) && preset_for(&splits.train)? == Preset::Cifar;
+    let small = arguments.form != Some(As::Original)
+        && preset_for(&splits.train, DEFAULT_READ_TIMEOUT)? == Preset::Cifar;
     let form = form(&arguments, small)?;
     let total = splits.train.len() + splits.test.as_ref().map_or(0, |test| test.len());
     let interrupt = Interrupt::install()?;

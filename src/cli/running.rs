@@ -9,6 +9,7 @@ use super::{note, say};
 use crate::checkpoint::atomic;
 use crate::checkpoint::run_folder::{self, RunFolder};
 use crate::checkpoint::signals::Interrupt;
+use crate::checkpoint::state::Progress;
 use crate::config::{ObjectiveKind, TrainConfig, name_of};
 use crate::data::dataset::{Dataset, Splits};
 use crate::error::{Error, Result};
@@ -126,10 +127,11 @@ pub fn go(parts: Parts, watching: &Watching) -> Result<()> {
     let outcome = train::run(session);
     drop(reporter);
     let drawn = write_curves(&path);
-    let Summary { steps, last, best } = outcome.inspect_err(|error| {
+    let ended = outcome.inspect_err(|error| {
         let level = if matches!(error, Error::Interrupted { .. }) { Level::Info } else { Level::Error };
         log.write(level, &error.to_string());
-    })?;
+    });
+    let Summary { steps, last, best } = ended.map_err(|cause| stopped(&path, cause))?;
     drawn?;
     tell(&format!("done: {steps} steps; {}", path.display()))?;
     if let (Some(last), Some((best, epoch))) = (last, best) {
@@ -142,6 +144,23 @@ pub fn go(parts: Parts, watching: &Watching) -> Result<()> {
         say(format_args!("test it:  lemniscate eval {0}\nsee it:   lemniscate report {0}", path.display()))?;
     }
     Ok(())
+}
+
+/// The end of a run by something outside of it, with what the folder says of what is safe.
+fn stopped(run: &Path, cause: Error) -> Error {
+    if let Error::Interrupted { .. } = cause {
+        return cause;
+    }
+    let saved = run_folder::load_latest(run).and_then(|latest| Progress::load(&latest.checkpoint));
+    let kept = match saved {
+        Ok(progress) => format!(
+            "everything up to step {} is saved; once the cause is mended, go on with: lemniscate train --resume {}",
+            progress.step,
+            run.display()
+        ),
+        Err(error) => format!("no checkpoint of this run can be read any longer ({error})"),
+    };
+    Error::Stopped { cause: Box::new(cause), kept }
 }
 
 fn describe(config: &TrainConfig, splits: &Splits, run: &Path) -> String {

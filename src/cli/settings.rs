@@ -27,6 +27,9 @@ pub struct Settings {
     /// Decoding threads [default: chosen from the cores]
     #[arg(short = 'j', long, help_heading = "Data")]
     workers: Option<usize>,
+    /// Seconds that one image may take before its file system is taken to hang [default: 300]
+    #[arg(long, value_name = "SECONDS", help_heading = "Data")]
+    read_timeout: Option<f64>,
 
     /// Depth of the residual network
     #[arg(short, long, value_enum, help_heading = "Encoder")]

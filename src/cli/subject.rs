@@ -68,7 +68,8 @@ impl SubjectArguments {
         let splits = open_run_data(&found, self.data.as_deref(), self.data_format, self.test_data.clone())?;
         let encoder = load_encoder(&found.checkpoint, config, device)?;
         let workers = self.workers.map_or(config.workers, usize::from);
-        let input = Input::new(config.family, config.image_size, workers);
+        let input =
+            Input::new(config.family, config.image_size, workers).with_read_timeout(config.read_timeout());
         Ok(Subject { found, splits, encoder, input })
     }
 }

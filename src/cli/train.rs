@@ -1,6 +1,7 @@
 //! `lemniscate train`: start a run, repeat one from its configuration, or go on with one.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use log::LevelFilter;
 
@@ -12,9 +13,11 @@ use crate::checkpoint::run_folder::{self, RunFolder};
 use crate::config::{BankInit, Monitor, Preset, TrainConfig, check_threads, name_of, read_layer};
 use crate::data::dataset::Splits;
 use crate::data::detect::{self, OpenOptions};
+use crate::data::watch::DEFAULT_READ_TIMEOUT;
 use crate::error::{Error, Result};
 use crate::interop;
 use crate::report::MetricsWriter;
+use crate::train::memory::{self, Estimate};
 use crate::train::step::Objective;
 use crate::train::{self, start};
 
@@ -56,6 +59,9 @@ pub struct Arguments {
     /// Do not decode every image once before training
     #[arg(long)]
     skip_scan: bool,
+    /// Start although the run seems not to fit into memory
+    #[arg(long)]
+    ignore_memory_estimate: bool,
     /// Say nothing but errors; train.log in the run folder has the rest
     #[arg(short, long)]
     quiet: bool,
@@ -145,7 +151,12 @@ fn fresh(arguments: &Arguments) -> Result<()> {
         detect::open(&data, format, &OpenOptions { seed, test_path, index_dir, ..OpenOptions::default() })?;
     let preset = match arguments.preset {
         Some(preset) => preset,
-        None => preset_for(&splits.train)?,
+        // Before there are settings: this one is looked up by itself, and checked with the others below.
+        None => {
+            let given = layered(&flags, &file, "read-timeout").and_then(as_number);
+            let limit = given.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+            preset_for(&splits.train, limit.unwrap_or(DEFAULT_READ_TIMEOUT))?
+        }
     };
     let mut file = file;
     for key in ["data", "data-format"] {
@@ -170,6 +181,7 @@ fn fresh(arguments: &Arguments) -> Result<()> {
     if let Some(out) = &arguments.out {
         RunFolder::check_free(out)?;
     }
+    check_memory(arguments, &mut notes, &config, splits.train.len(), device)?;
     start::noise(&config, &splits.train)?;
     let encoder = match &weights {
         Some(weights) => pretrained::encoder_from(weights, &config, device, |message| notes.add(message))?,
@@ -256,6 +268,7 @@ fn resume(path: &Path, arguments: &Arguments) -> Result<()> {
     let splits = start::quarantine_again(splits, &found.saved.data)?;
     let identity = start::identify(&splits)?;
     start::check_data(&found, &identity, arguments.accept_changed_data)?;
+    check_memory(arguments, &mut notes, &config, splits.train.len(), device)?;
     let noise = start::noise(&config, &splits.train)?;
     let mut state = train::state::load(&found.checkpoint, &found.saved, &config, device)?;
     let measure =
@@ -284,6 +297,24 @@ fn resume(path: &Path, arguments: &Arguments) -> Result<()> {
     running::go(parts, &arguments.watching())
 }
 
+/// Refuses a run that will not fit into memory, unless told not to.
+fn check_memory(
+    arguments: &Arguments,
+    notes: &mut Notes,
+    config: &TrainConfig,
+    n: usize,
+    device: tch::Device,
+) -> Result<()> {
+    let Some(available) = memory::available() else { return Ok(()) };
+    match Estimate::new(config, n, device).check(&available) {
+        Err(error) if arguments.ignore_memory_estimate => {
+            notes.add(&error.to_string());
+            Ok(())
+        }
+        checked => checked,
+    }
+}
+
 /// Moves the file index of the data into the run folder, where a resumed run checks it instead of listing anew.
 fn keep_index(written: &Path, folder: &RunFolder) -> Result<()> {
     let io = |e| Error::io(written, "keep the file index", e);
@@ -296,7 +327,7 @@ fn keep_index(written: &Path, folder: &RunFolder) -> Result<()> {
 
 /// The splits without unreadable images, or the list of them as an error.
 fn checked(splits: Splits, config: &TrainConfig) -> Result<Splits> {
-    let check = |split| without_unreadable(split, config.quarantine, config.threads);
+    let check = |split| without_unreadable(split, config.quarantine, config.threads, config.read_timeout());
     Ok(Splits { train: check(splits.train)?, test: splits.test.map(check).transpose()?, ..splits })
 }
 
@@ -321,4 +352,8 @@ pub(super) fn set_threads(threads: usize) -> Result<()> {
 
 fn layered<'a>(flags: &'a toml::Table, file: &'a toml::Table, key: &str) -> Option<&'a toml::Value> {
     flags.get(key).or_else(|| file.get(key))
+}
+
+fn as_number(value: &toml::Value) -> Option<f64> {
+    value.as_float().or_else(|| value.as_integer().map(|whole| whole as f64))
 }

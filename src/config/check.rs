@@ -55,7 +55,15 @@ impl TrainConfig {
             !(positive(self.save_every) && self.save_every <= A_YEAR),
             format!("--save-every must be positive and at most a year, found {}", self.save_every),
         )?;
+        refuse(
+            !(positive(self.read_timeout) && self.read_timeout <= 60.0 * A_YEAR),
+            format!("--read-timeout must be positive and at most a year, found {}", self.read_timeout),
+        )?;
         check_threads(self.threads as i64)?;
+        refuse(
+            self.workers > MOST_THREADS as usize,
+            format!("--workers must lie in 1..={MOST_THREADS}, found {}", self.workers),
+        )?;
         for (flag, value) in [
             ("--embed-dim", self.embed_dim),
             ("--width", self.width),

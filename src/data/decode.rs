@@ -64,11 +64,19 @@ pub(super) fn read_file(path: &Path, name: &str) -> Result<Vec<u8>> {
 /// # Errors
 /// [`Error::Image`] if the format is unknown, the content is damaged or incomplete, or a limit is exceeded.
 pub fn decode_bytes(bytes: &[u8], name: &str) -> Result<RgbImage> {
+    decode_within(bytes, name, MAX_ALLOC)
+}
+
+/// [`decode_bytes`] with another bound than [`MAX_ALLOC`] on the memory that decoding may take.
+///
+/// # Errors
+/// As [`decode_bytes`].
+pub fn decode_within(bytes: &[u8], name: &str, max_alloc: u64) -> Result<RgbImage> {
     let fail =
         |reason: Cow<'static, str>| Error::Image { image: name.to_owned(), reason: reason.into_owned() };
     // The decoders are other people's and meet hostile bytes here: a panic in one is this image's error.
     // They own no state that outlives the call, so nothing can be left half changed.
-    match catch_unwind(AssertUnwindSafe(|| decode(bytes))) {
+    match catch_unwind(AssertUnwindSafe(|| decode(bytes, max_alloc))) {
         Ok(decoded) => decoded.map_err(fail),
         Err(_) => Err(fail("the decoder panicked on it".into())),
     }
@@ -76,22 +84,22 @@ pub fn decode_bytes(bytes: &[u8], name: &str) -> Result<RgbImage> {
 
 type Reason<T> = std::result::Result<T, Cow<'static, str>>;
 
-fn decode(bytes: &[u8]) -> Reason<RgbImage> {
+fn decode(bytes: &[u8], max_alloc: u64) -> Reason<RgbImage> {
     if bytes.is_empty() {
         return Err("the file is empty".into());
     }
     match image::guess_format(bytes) {
-        Ok(ImageFormat::Jpeg) => decode_jpeg(bytes),
+        Ok(ImageFormat::Jpeg) => decode_jpeg(bytes, max_alloc),
         Ok(ImageFormat::WebP) if !complete_riff(bytes) => {
-            Err("the file is truncated: shorter than its RIFF header says".into())
+            Err("the file is truncated: shorter than its RIFF header, or a chunk of it, says".into())
         }
-        Ok(format) => decode_other(bytes, format),
+        Ok(format) => decode_other(bytes, format, max_alloc),
         Err(_) => Err("not an image of a known format".into()),
     }
 }
 
 /// JPEG goes to its decoder directly: through `image` it runs leniently and returns half-grey pictures.
-fn decode_jpeg(bytes: &[u8]) -> Reason<RgbImage> {
+fn decode_jpeg(bytes: &[u8], max_alloc: u64) -> Reason<RgbImage> {
     let text = |error: zune_jpeg::errors::DecodeErrors| Cow::from(error.to_string());
     let progressive = complete_jpeg(bytes)?;
     let options = DecoderOptions::default()
@@ -105,7 +113,7 @@ fn decode_jpeg(bytes: &[u8]) -> Reason<RgbImage> {
     let (width, height) = (width as u32, height as u32);
     // A progressive image keeps all coefficients, 2 bytes each, besides the pixels.
     let bytes_per_pixel = if progressive { 9 } else { 3 };
-    check_size(width, height, bytes_per_pixel)?;
+    check_size(width, height, bytes_per_pixel, max_alloc)?;
     let pixels = decoder.decode().map_err(text)?;
     let orientation = decoder
         .exif()
@@ -157,42 +165,51 @@ fn is_subsampled(frame: &[u8]) -> bool {
     components.windows(2).any(|pair| pair[0][1] != pair[1][1])
 }
 
-/// Whether a RIFF file is as long as it says. The WebP decoder reads what comes first and misses a lost EXIF chunk.
+/// Whether a RIFF file is as long as it and each of its chunks say. The WebP decoder reads the pixels first and misses a
+/// lost EXIF chunk; and it takes memory for a chunk, up to 4 GiB, before it looks how much of it there is.
 fn complete_riff(bytes: &[u8]) -> bool {
-    bytes.get(4..8).is_some_and(|size| {
-        let size = u32::from_le_bytes([size[0], size[1], size[2], size[3]]);
-        bytes.len() as u64 >= u64::from(size) + 8
-    })
+    let size = |at: usize| {
+        let field = bytes.get(at..at.checked_add(4)?)?;
+        Some(u32::from_le_bytes([field[0], field[1], field[2], field[3]]) as usize)
+    };
+    let Some(end) = size(4).map(|size| size + 8).filter(|&end| end <= bytes.len()) else { return false };
+    let mut at = 12;
+    // Each chunk: four letters, its size, its content, and a byte to make that even.
+    while at + 8 <= end {
+        let Some(size) = size(at + 4).filter(|&size| size <= bytes.len() - at - 8) else { return false };
+        at += 8 + size.next_multiple_of(2);
+    }
+    true
 }
 
-fn decode_other(bytes: &[u8], format: ImageFormat) -> Reason<RgbImage> {
+fn decode_other(bytes: &[u8], format: ImageFormat, max_alloc: u64) -> Reason<RgbImage> {
     let text = |error: image::ImageError| Cow::from(error.to_string());
     let mut limits = Limits::default();
     limits.max_image_width = Some(MAX_SIDE);
     limits.max_image_height = Some(MAX_SIDE);
-    limits.max_alloc = Some(MAX_ALLOC);
+    limits.max_alloc = Some(max_alloc);
     let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
     reader.limits(limits);
     let mut decoder = reader.into_decoder().map_err(text)?;
     let (width, height) = decoder.dimensions();
     // 3 more for the RGB copy.
-    check_size(width, height, u64::from(decoder.color_type().bytes_per_pixel()) + 3)?;
+    check_size(width, height, u64::from(decoder.color_type().bytes_per_pixel()) + 3, max_alloc)?;
     // Bad EXIF is no reason to refuse the pixels.
     let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
     let image = DynamicImage::from_decoder(decoder).map_err(text)?;
     Ok(upright(to_rgb(image), orientation))
 }
 
-fn check_size(width: u32, height: u32, bytes_per_pixel: u64) -> Reason<()> {
+fn check_size(width: u32, height: u32, bytes_per_pixel: u64, max_alloc: u64) -> Reason<()> {
     let size = format!("{width} x {height} pixels");
     if width == 0 || height == 0 {
         return Err(format!("{size}: there is nothing to see").into());
     }
     let alloc = u64::from(width) * u64::from(height) * bytes_per_pixel;
-    if width > MAX_SIDE || height > MAX_SIDE || alloc > MAX_ALLOC {
+    if width > MAX_SIDE || height > MAX_SIDE || alloc > max_alloc {
         return Err(format!(
             "{size} exceed the limits: {MAX_SIDE} a side, {} MiB to decode",
-            MAX_ALLOC >> 20
+            max_alloc >> 20
         )
         .into());
     }

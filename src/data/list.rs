@@ -28,7 +28,12 @@ pub(super) fn is_named_so(path: &Path) -> bool {
 /// # Errors
 /// If it cannot be read, names no image, or a line of it is wrong; the error has the line's number.
 pub(super) fn open(path: &Path) -> Result<Splits> {
-    let bytes = std::fs::read(path).map_err(|source| Error::io(path, "read the list", source))?;
+    let io = |source| Error::io(path, "read the list", source);
+    // A pipe has no end that we know of, and could not be read again when the run goes on.
+    if !std::fs::metadata(path).map_err(io)?.is_file() {
+        return Err(Error::format(path, "a regular file", "a pipe or a device"));
+    }
+    let bytes = std::fs::read(path).map_err(io)?;
     let separator =
         if path.extension().is_some_and(|e| e.eq_ignore_ascii_case("tsv")) { b'\t' } else { b',' };
     let train = parse(&bytes, separator, path)?;

@@ -25,6 +25,7 @@ pub mod resize;
 pub mod scan;
 pub mod synthetic;
 pub mod walk;
+pub mod watch;
 
 pub use dataset::{Dataset, Splits};
 pub use detect::{DataFormat, OpenOptions, open};

@@ -2,12 +2,15 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::time::Duration;
 
-use rayon::prelude::*;
 use serde::Serialize;
 
 use super::dataset::Dataset;
+use super::watch::{Wait, Watch, hangs};
 use crate::error::{Error, Result};
 
 /// What a scan found.
@@ -83,33 +86,82 @@ pub struct Unreadable {
     pub reason: String,
 }
 
-/// Decodes every image of `dataset` on `threads` threads (0: as many as there are cores). `progress` is called from
-/// any of them with the number of images done so far; the report depends on neither.
+/// Decodes every image of `dataset` on `threads` threads (0: as many as there are cores). `progress` hears the number
+/// of images done so far; the report depends on neither. One image may take `read_timeout`.
 ///
 /// # Errors
-/// Only if the threads cannot be started: what is wrong with an image is in the report.
-pub fn scan(dataset: &Dataset, progress: &(dyn Fn(usize) + Sync), threads: usize) -> Result<ScanReport> {
-    let pool = rayon::ThreadPoolBuilder::new()
-        .num_threads(threads)
-        .build()
-        .map_err(|error| Error::usage(format!("cannot start {threads} threads for scanning: {error}")))?;
-    let done = AtomicUsize::new(0);
-    let examine = |index: u32| {
-        let found = dataset.source().load_hashed(index as usize);
-        progress(done.fetch_add(1, Ordering::Relaxed) + 1);
-        match found {
-            Ok((image, hash)) => Ok((image.width(), image.height(), hash)),
-            Err(error) => {
-                let reason = match error {
-                    Error::Image { reason, .. } => reason,
-                    other => other.to_string(),
-                };
-                Err(Unreadable { index, name: dataset.name(index as usize).into_owned(), reason })
+/// If a thread cannot be started or dies, or an image's file system hangs: [`Error::Slow`]. What is wrong with an image
+/// is in the report.
+pub fn scan(
+    dataset: &Dataset,
+    progress: &dyn Fn(usize),
+    threads: usize,
+    read_timeout: Duration,
+) -> Result<ScanReport> {
+    let cores = || std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = if threads == 0 { cores() } else { threads }.min(dataset.len());
+    let watch = Arc::new(Watch::new(threads, read_timeout));
+    let next = Arc::new(AtomicUsize::new(0));
+    let (send, receive) = channel();
+    // Threads of their own, and not joined: one that hangs must not keep the others, nor the caller.
+    for number in 0..threads {
+        let (dataset, watch, next, send) =
+            (dataset.clone(), Arc::clone(&watch), Arc::clone(&next), send.clone());
+        let work = move || {
+            while let Some(index) = claim(&next, dataset.len()) {
+                let reading = watch.reading(number, index);
+                let found = examine(&dataset, index);
+                drop(reading);
+                // Nobody listens any longer once the caller has given up.
+                if send.send((index, found)).is_err() {
+                    break;
+                }
             }
+        };
+        let thread = std::thread::Builder::new().name(format!("scan-{number}"));
+        thread.spawn(work).map_err(|source| Error::io(".", "start a thread that scans", source))?;
+    }
+    drop(send);
+
+    let mut found: Vec<Option<Examined>> = Vec::new();
+    found.resize_with(dataset.len(), || None);
+    let mut wait = Wait::new(&watch);
+    for done in 1..=dataset.len() {
+        let (index, examined) = loop {
+            match receive.recv_timeout(wait.step()) {
+                Ok(one) => break one,
+                Err(RecvTimeoutError::Disconnected) => return Err(Error::Worker { worker: "scan" }),
+                Err(RecvTimeoutError::Timeout) => {
+                    if let Some(index) = wait.overdue() {
+                        return Err(hangs(&dataset.name(index as usize), read_timeout));
+                    }
+                }
+            }
+        };
+        wait = Wait::new(&watch);
+        found[index as usize] = Some(examined);
+        progress(done);
+    }
+    Ok(summarise(dataset, found.into_iter().flatten().collect()))
+}
+
+/// The next image that nobody looks at, if there is one.
+fn claim(next: &AtomicUsize, images: usize) -> Option<u32> {
+    let index = next.fetch_add(1, Ordering::Relaxed);
+    (index < images).then_some(index as u32)
+}
+
+fn examine(dataset: &Dataset, index: u32) -> Examined {
+    match dataset.source().load_hashed(index as usize) {
+        Ok((image, hash)) => Ok((image.width(), image.height(), hash)),
+        Err(error) => {
+            let reason = match error {
+                Error::Image { reason, .. } => reason,
+                other => other.to_string(),
+            };
+            Err(Unreadable { index, name: dataset.name(index as usize).into_owned(), reason })
         }
-    };
-    let found: Vec<_> = pool.install(|| (0..dataset.len() as u32).into_par_iter().map(examine).collect());
-    Ok(summarise(dataset, found))
+    }
 }
 
 type Examined = std::result::Result<(u32, u32, [u8; 32]), Unreadable>;

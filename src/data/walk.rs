@@ -194,6 +194,8 @@ fn list(root: &Path, pending: &Pending) -> Result<Listing> {
         if kind.is_dir() {
             let below =
                 if pending.path.is_empty() { name } else { [pending.path.as_slice(), b"/", &name].concat() };
+            // Behind a link any folder may be one that we came through.
+            let linked = linked || pending.linked;
             listing.below.push(Pending { path: below, parents: parents.clone(), linked });
         } else if is_image(&name) {
             names.push(name);

@@ -1,6 +1,7 @@
 //! Embeddings of every image of a data set, in the order of its rows.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tch::{Kind, Tensor};
 
@@ -33,6 +34,12 @@ impl Input {
             normalization: Arc::new(normalization(family).table()),
             loader: LoaderOptions { workers, ..LoaderOptions::default() },
         }
+    }
+
+    /// The same, giving up an image that takes longer than `read_timeout`.
+    pub fn with_read_timeout(mut self, read_timeout: Duration) -> Self {
+        self.loader.read_timeout = read_timeout;
+        self
     }
 }
 

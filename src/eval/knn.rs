@@ -10,6 +10,8 @@ mod search;
 pub use coarse::CoarseRows;
 pub use search::{Neighbors, SearchOptions, nearest};
 
+use std::collections::HashMap;
+
 use rayon::prelude::*;
 
 /// Class scores `[Q, C]`: each of the first `k` neighbours adds `exp((s − 1)/T)` to its label's score.
@@ -151,10 +153,43 @@ pub fn grid(
     let cells = ks.iter().flat_map(|&k| temperatures.iter().map(move |&temperature| (k, temperature)));
     cells
         .map(|(k, temperature)| {
-            let scores = vote(neighbors, labels, n_classes, k, temperature);
-            GridCell { k, temperature, accuracy: accuracy(&scores, n_classes, truth) }
+            let accuracy = accuracy_of_votes(neighbors, labels, n_classes, truth, k, temperature);
+            GridCell { k, temperature, accuracy }
         })
         .collect()
+}
+
+/// [`accuracy`] of [`vote`], without the `[Q, C]` scores in between: a million classes cost no more than ten. Only the
+/// classes of a query's neighbours have a vote, at most k of them.
+fn accuracy_of_votes(
+    neighbors: &Neighbors,
+    labels: &[u32],
+    n_classes: usize,
+    truth: &[u32],
+    k: usize,
+    temperature: f64,
+) -> Accuracy {
+    assert!(temperature > 0.0 && temperature.is_finite(), "temperature {temperature}");
+    assert_eq!(neighbors.queries, truth.len(), "a true label for each query");
+    let rank = |query: usize| {
+        let (indices, similarities) = neighbors.of(query);
+        let mut scores: HashMap<u32, f64> = HashMap::new();
+        for (&index, &similarity) in indices.iter().zip(similarities).take(k) {
+            let label = labels[index as usize];
+            assert!((label as usize) < n_classes, "label {label} of {n_classes} classes");
+            *scores.entry(label).or_default() += ((f64::from(similarity) - 1.0) / temperature).exp();
+        }
+        let label = truth[query];
+        let own = *scores.get(&label).filter(|&&own| own > 0.0)?;
+        let ahead = |&(&class, &score): &(&u32, &f64)| score > own || (score == own && class < label);
+        Some(scores.iter().filter(ahead).count())
+    };
+    let ranks: Vec<Option<usize>> = (0..truth.len()).into_par_iter().map(rank).collect();
+    let share = |below: usize| {
+        let count = ranks.iter().filter(|rank| rank.is_some_and(|rank| rank < below)).count();
+        count as f64 / truth.len() as f64
+    };
+    Accuracy { top1: share(1), top5: share(5) }
 }
 
 #[cfg(test)]
@@ -186,6 +221,39 @@ mod tests {
         assert_eq!((top1(0.05), top1(5.0)), (0.5, 0.0));
         assert!(vote(&neighbors(), &labels, 3, 3, 0.001).iter().all(|score| score.is_finite()));
         assert_eq!(vote(&neighbors(), &labels, 3, 99, 0.1), scores);
+    }
+
+    /// Drawn neighbours with many equal similarities, few and many classes: as by the scores of every class.
+    #[test]
+    fn the_grid_is_that_of_the_scores_of_all_classes() {
+        use crate::rng::{Purpose, stream};
+        use rand::RngExt;
+        let mut random = stream(3, Purpose::Test, 0, 0);
+        for n_classes in [1usize, 2, 7, 300] {
+            let labels: Vec<u32> = (0..50).map(|_| random.random_range(0..n_classes as u32)).collect();
+            let (queries, k) = (40, 20);
+            let indices = (0..queries * k).map(|_| random.random_range(0..50)).collect();
+            let similarities = (0..queries * k).map(|_| random.random_range(-2..=2) as f32 / 2.0).collect();
+            let neighbors = Neighbors { queries, k, indices, similarities };
+            // A label that no class has is never right.
+            let truth: Vec<u32> = (0..queries).map(|_| random.random_range(0..=n_classes as u32)).collect();
+            for cell in grid(&neighbors, &labels, n_classes, &truth, &[1, 5, 20, 99], &[0.001, 0.1, 5.0]) {
+                let scores = vote(&neighbors, &labels, n_classes, cell.k, cell.temperature);
+                assert_eq!(cell.accuracy, accuracy(&scores, n_classes, &truth), "{n_classes} {cell:?}");
+            }
+        }
+    }
+
+    /// Scores of every class for every query would take 80 GB.
+    #[test]
+    fn a_million_classes_cost_no_more_than_a_few() {
+        let n = 1_000_000u32;
+        let labels: Vec<u32> = (0..n).collect();
+        let indices: Vec<u32> = (0..10_000).collect();
+        let neighbors = Neighbors { queries: 10_000, k: 1, similarities: vec![0.5; 10_000], indices };
+        let truth: Vec<u32> = (0..10_000).map(|query| query / 2 * 2).collect();
+        let cells = grid(&neighbors, &labels, n as usize, &truth, &[1], &[0.1]);
+        assert_eq!(cells[0].accuracy, Accuracy { top1: 0.5, top5: 0.5 });
     }
 
     #[test]

@@ -171,6 +171,60 @@ impl EncoderConfig {
         }
     }
 
+    /// Numbers learnt: [`Parameters::count`](super::Parameters::count) of an encoder that need not exist.
+    ///
+    /// The configuration must be [valid](Self::validate).
+    pub fn n_weights(&self) -> usize {
+        let layers = self.layers(1).map(|layer| layer.n_weights());
+        layers.sum::<usize>() + self.n_head_weights()
+    }
+
+    /// Those of them in the linear layer.
+    pub fn n_head_weights(&self) -> usize {
+        match self.head {
+            Head::Linear => ((self.pooled_dim() + 1) * self.embed_dim) as usize,
+            Head::None => 0,
+        }
+    }
+
+    /// Every convolution, in order, with the size of its maps for images of `side` pixels.
+    pub(crate) fn layers(&self, side: i64) -> impl Iterator<Item = ConvShape> + use<> {
+        let half = |side: i64| (side + 1) / 2;
+        let (stem, mut side) = match self.family {
+            Family::ImageNet => {
+                let shape = ConvShape { input: 3, output: self.width, size: 7, side: half(side) };
+                (shape, half(half(side)))
+            }
+            Family::Cifar => (ConvShape { input: 3, output: self.width, size: 3, side }, side),
+        };
+        let mut all = vec![stem];
+        let mut input = self.width;
+        for (stage, blocks) in self.arch.blocks().into_iter().enumerate() {
+            let planes = self.width << stage;
+            let output = planes * self.arch.expansion();
+            for block in 0..blocks {
+                let before = side;
+                if block == 0 && stage > 0 {
+                    side = half(side);
+                }
+                let conv = |input, output, size, side| ConvShape { input, output, size, side };
+                if self.arch.bottleneck() {
+                    all.push(conv(input, planes, 1, before));
+                    all.push(conv(planes, planes, 3, side));
+                    all.push(conv(planes, output, 1, side));
+                } else {
+                    all.push(conv(input, planes, 3, side));
+                    all.push(conv(planes, planes, 3, side));
+                }
+                if block == 0 && (stage > 0 || input != output) {
+                    all.push(conv(input, output, 1, side));
+                }
+                input = output;
+            }
+        }
+        all.into_iter()
+    }
+
     /// Refuses sizes that no encoder has, so that a file cannot make us allocate without bound.
     ///
     /// # Errors
@@ -200,6 +254,30 @@ impl EncoderConfig {
     }
 }
 
+/// A convolution without bias, its BatchNorm, and the square maps that they give.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ConvShape {
+    /// Channels in.
+    input: i64,
+    /// Channels out.
+    pub(crate) output: i64,
+    /// Side of the kernel.
+    size: i64,
+    /// Side of the maps.
+    pub(crate) side: i64,
+}
+
+impl ConvShape {
+    fn n_weights(&self) -> usize {
+        (self.input * self.output * self.size * self.size + 2 * self.output) as usize
+    }
+
+    /// Numbers in the maps of one image.
+    pub(crate) fn n_maps(&self) -> usize {
+        (self.output * self.side * self.side) as usize
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -224,6 +302,33 @@ mod tests {
         assert_eq!(config, EncoderConfig::new(Arch::ResNet50, Family::ImageNet));
         assert_eq!(config.pooled_dim(), 2048);
         assert_eq!(toml::from_str::<EncoderConfig>(&toml::to_string(&config).unwrap()).unwrap(), config);
+    }
+
+    #[test]
+    fn weights_are_counted_without_an_encoder() {
+        for arch in Arch::ALL {
+            for family in [Family::ImageNet, Family::Cifar] {
+                let linear = EncoderConfig { width: 2, embed_dim: 5, ..EncoderConfig::new(arch, family) };
+                let bare = EncoderConfig { head: Head::None, embed_dim: linear.pooled_dim(), ..linear };
+                for config in [linear, bare] {
+                    let encoder = crate::model::Encoder::new(config, 0, tch::Device::Cpu);
+                    assert_eq!(config.n_weights(), encoder.parameters().count(), "{config:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn maps_have_the_sizes_of_the_network() {
+        let sides = |family, side| {
+            let layers = EncoderConfig::new(Arch::ResNet18, family).layers(side);
+            layers.map(|layer| (layer.output, layer.side)).collect::<Vec<_>>()
+        };
+        let imagenet = sides(Family::ImageNet, 224);
+        assert_eq!((imagenet[0], imagenet[1], imagenet[19]), ((64, 112), (64, 56), (512, 7)));
+        let cifar = sides(Family::Cifar, 33);
+        // A stride of 2 rounds up.
+        assert_eq!((cifar[0], cifar[5], cifar[19]), ((64, 33), (128, 17), (512, 5)));
     }
 
     #[test]

@@ -23,6 +23,7 @@ use crate::report::tensorboard::EventWriter;
 use crate::report::{EpochStart, MetricsWriter, Reporter, StepRecord};
 use crate::rng::Purpose;
 
+pub mod memory;
 mod observe;
 pub mod start;
 pub mod state;
@@ -111,7 +112,8 @@ impl Session<'_> {
         let order = epoch_order(&self.splits.train.trainable_indices(), config.seed, epoch);
         let n_batches = order.len().div_ceil(config.batch_size) as u64;
         let done = (self.state.progress.step_in_epoch as usize * config.batch_size).min(order.len());
-        let input = Input::new(config.family, config.image_size, config.workers);
+        let input = Input::new(config.family, config.image_size, config.workers)
+            .with_read_timeout(config.read_timeout());
         let view = View::Train {
             transform: config.augmentation,
             seed: config.seed,

@@ -32,7 +32,8 @@ impl Session<'_> {
         let started = Instant::now();
         let config = &self.config;
         let epoch = self.state.progress.epoch;
-        let input = Input::new(config.family, config.image_size, config.workers);
+        let input = Input::new(config.family, config.image_size, config.workers)
+            .with_read_timeout(config.read_timeout());
         let queries = monitor::queries(&self.state.encoder, &self.splits, &input, &mut |_| {})?;
         let mut records = Vec::new();
         let value = match queries {

@@ -20,8 +20,18 @@ use crate::optim::Sgd;
 
 /// Settings that may differ from the checkpoint's when a run is resumed: they change no result, or the data's
 /// fingerprint says whether they do.
-const FREE_ON_RESUME: [&str; 9] =
-    ["data", "test-data", "workers", "device", "monitor", "knn-k", "print-freq", "save-every", "max-steps"];
+const FREE_ON_RESUME: [&str; 10] = [
+    "data",
+    "test-data",
+    "workers",
+    "read-timeout",
+    "device",
+    "monitor",
+    "knn-k",
+    "print-freq",
+    "save-every",
+    "max-steps",
+];
 
 /// A checkpoint that was found whole, and read.
 pub struct Found {
@@ -213,7 +223,8 @@ pub fn fresh_state(
     let train = &splits.train;
     let mut bank = MemoryBank::random(train.len(), config.embed_dim, config.seed);
     if config.bank_init == BankInit::Features {
-        let input = Input::new(config.family, config.image_size, config.workers);
+        let input = Input::new(config.family, config.image_size, config.workers)
+            .with_read_timeout(config.read_timeout());
         let (indices, features) = embed_all(&encoder, train, &input, progress)?;
         for (&index, row) in indices.iter().zip(features.chunks_exact(config.embed_dim)) {
             bank.set_row(index as usize, row);

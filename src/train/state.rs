@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use safetensors::Dtype;
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Kind, Tensor, no_grad};
 
 use crate::bank::MemoryBank;
 use crate::checkpoint::format::{Checkpoint, CheckpointView, TensorBytes};
@@ -125,7 +125,10 @@ impl Saved {
     pub fn read(checkpoint: &Checkpoint) -> Result<Self> {
         let refuse = |found: String| Error::format(checkpoint.path(), format!("the field `{CONFIG}`"), found);
         let text = checkpoint.metadata().get(CONFIG).ok_or_else(|| refuse("none".into()))?;
-        let config = toml::from_str(text).map_err(|e| refuse(format!("one that cannot be read ({e})")))?;
+        let config: TrainConfig =
+            toml::from_str(text).map_err(|e| refuse(format!("one that cannot be read ({e})")))?;
+        // What is read from a file is checked like what is typed.
+        config.validate().map_err(|e| refuse(format!("settings that are impossible ({e})")))?;
         let origin =
             checkpoint.metadata().contains_key(ORIGIN).then(|| checkpoint.get(ORIGIN)).transpose()?;
         Ok(Self { config, progress: Progress::load(checkpoint)?, data: checkpoint.get(DATA)?, origin })
@@ -151,11 +154,35 @@ impl Saved {
 /// # Errors
 /// If a parameter is missing, left over, or of the wrong shape.
 pub fn load_encoder(checkpoint: &Checkpoint, config: &TrainConfig, device: Device) -> Result<Encoder> {
-    config.encoder().validate()?;
-    let mut encoder =
-        Encoder::new(config.encoder(), config.seed, device).with_precision(config.precision.resolve(device));
+    let mut encoder = new_encoder(checkpoint, config, device)?;
     encoder.parameters_mut().load(&tensors_under(checkpoint, ENCODER)?)?;
+    if let Some(name) = encoder.parameters().first_non_finite() {
+        return Err(not_finite(checkpoint, &format!("{ENCODER}{name}")));
+    }
     Ok(encoder)
+}
+
+/// A new encoder to be filled from `checkpoint`, once that holds as many numbers as `config` says that there are: a small
+/// file must not make us allocate a large network.
+fn new_encoder(checkpoint: &Checkpoint, config: &TrainConfig, device: Device) -> Result<Encoder> {
+    let shape = config.encoder();
+    shape.validate()?;
+    let stored = checkpoint.tensors().filter(|tensor| tensor.name.starts_with(ENCODER));
+    let stored: usize = stored.map(|tensor| tensor.shape.iter().product::<usize>()).sum();
+    // A trunk may come with another head than the configuration's, or none.
+    let expected = shape.n_weights() - shape.n_head_weights();
+    if stored < expected {
+        return Err(Error::format(
+            checkpoint.path(),
+            format!("the {expected} numbers of a {}", crate::config::name_of(config.arch)),
+            format!("{stored}"),
+        ));
+    }
+    Ok(Encoder::new(shape, config.seed, device).with_precision(config.precision.resolve(device)))
+}
+
+fn not_finite(checkpoint: &Checkpoint, name: &str) -> Error {
+    Error::format(checkpoint.path(), format!("finite numbers in {name}"), "a NaN or an infinity")
 }
 
 /// A new encoder of `config` whose trunk is that of `checkpoint`, and its head too where it has the same shape; and
@@ -181,9 +208,7 @@ fn with_trunk(
     device: Device,
     head_too: bool,
 ) -> Result<(Encoder, bool)> {
-    config.encoder().validate()?;
-    let mut encoder =
-        Encoder::new(config.encoder(), config.seed, device).with_precision(config.precision.resolve(device));
+    let mut encoder = new_encoder(checkpoint, config, device)?;
     let mut stored = tensors_under(checkpoint, ENCODER)?;
     let head = format!("{}.", config.family.head_name());
     let ours: BTreeMap<String, Tensor> = encoder
@@ -198,6 +223,9 @@ fn with_trunk(
         stored.extend(ours);
     }
     encoder.parameters_mut().load(&stored)?;
+    if let Some(name) = encoder.parameters().first_non_finite() {
+        return Err(not_finite(checkpoint, &format!("{ENCODER}{name}")));
+    }
     Ok((encoder, fits))
 }
 
@@ -225,7 +253,12 @@ pub fn save_encoder(
 pub fn load_bank(checkpoint: &Checkpoint) -> Result<MemoryBank> {
     let tensor = checkpoint.tensor(BANK)?;
     match (tensor.to_f32(), tensor.shape.as_slice()) {
-        (Some(rows), &[n, dim]) if n > 0 && dim > 0 => Ok(MemoryBank::from_rows(n, dim, rows)),
+        (Some(rows), &[n, dim]) if n > 0 && dim > 0 => {
+            if let Some(at) = rows.iter().position(|number| !number.is_finite()) {
+                return Err(not_finite(checkpoint, &format!("row {} of {BANK}", at / dim)));
+            }
+            Ok(MemoryBank::from_rows(n, dim, rows))
+        }
         (_, shape) => Err(Error::format(
             checkpoint.path(),
             format!("`{BANK}` as F32 [N, D]"),
@@ -247,6 +280,10 @@ pub fn load(
     let encoder = load_encoder(checkpoint, config, device)?;
     let mut sgd = Sgd::new(encoder.parameters(), config.momentum, config.weight_decay);
     sgd.load_buffers(&tensors_under(checkpoint, MOMENTUM)?)?;
+    let finite = |buffer: &Tensor| bool::try_from(no_grad(|| buffer.isfinite().all())).unwrap_or(false);
+    if let Some((name, _)) = sgd.buffers().find(|(_, buffer)| !finite(buffer)) {
+        return Err(not_finite(checkpoint, &format!("{MOMENTUM}{name}")));
+    }
     let bank = load_bank(checkpoint)?;
     if (bank.len(), bank.dim()) != (saved.data.images, config.embed_dim) {
         return Err(Error::format(
@@ -295,4 +332,95 @@ fn tensors_under(checkpoint: &Checkpoint, prefix: &str) -> Result<BTreeMap<Strin
         found.insert(name.to_owned(), tensor);
     }
     Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::checkpoint::format::save_atomic;
+    use crate::config::Preset;
+    use crate::data::DataFormat;
+    use crate::train::start::fresh_encoder;
+
+    fn tiny() -> (TrainConfig, DataIdentity, TrainState) {
+        let mut config = TrainConfig::preset(Preset::Cifar, Path::new("photos"), DataFormat::Flat);
+        (config.width, config.embed_dim) = (1, 4);
+        let encoder = fresh_encoder(&config, Device::Cpu);
+        let state = TrainState {
+            sgd: Sgd::new(encoder.parameters(), config.momentum, config.weight_decay),
+            bank: MemoryBank::random(3, 4, 0),
+            normalizer: Normalizer::new(config.normalizer.0, 3, 4, config.temperature),
+            progress: Progress::default(),
+            encoder,
+        };
+        let data = DataIdentity {
+            images: 3,
+            fingerprint: None,
+            quarantined: Vec::new(),
+            test_quarantined: Vec::new(),
+            classes: Vec::new(),
+        };
+        (config, data, state)
+    }
+
+    /// Saves `state`, after `change` of what is written, and loads it again.
+    fn through_a_file(
+        change: impl FnOnce(&mut TrainConfig, &mut Vec<TensorBytes<'_>>),
+    ) -> Result<TrainState> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("last.ckpt");
+        let (mut config, data, state) = tiny();
+        state
+            .save(&config.clone(), &data, |view| {
+                let mut view = view.clone();
+                change(&mut config, &mut view.tensors);
+                Saved { config, progress: state.progress.clone(), data: data.clone(), origin: None }
+                    .store(&mut view)?;
+                save_atomic(&path, &view)
+            })
+            .unwrap();
+        let checkpoint = Checkpoint::open(&path).unwrap();
+        let saved = Saved::read(&checkpoint)?;
+        load(&checkpoint, &saved, &saved.config, Device::Cpu)
+    }
+
+    fn spoil(tensors: &mut [TensorBytes<'_>], name: &str, number: f32) {
+        let tensor = tensors.iter_mut().find(|tensor| tensor.name == name).unwrap();
+        let last = tensor.bytes.len() - 4;
+        tensor.bytes.to_mut()[last..].copy_from_slice(&number.to_le_bytes());
+    }
+
+    #[test]
+    fn numbers_that_are_not_finite_are_refused_by_name() {
+        assert!(through_a_file(|_, _| ()).is_ok());
+        for name in [
+            "bank.memory",
+            "encoder.conv1.weight",
+            "encoder.layer4.1.bn2.running_var",
+            "momentum.linear.bias",
+        ] {
+            for number in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+                let refused = through_a_file(|_, tensors| spoil(tensors, name, number));
+                let error = refused.err().map(|error| error.to_string()).unwrap();
+                assert!(error.contains(name) && error.contains("a NaN or an infinity"), "{error}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_small_file_that_claims_a_large_network_makes_no_large_network() {
+        let refused = through_a_file(|config, _| {
+            (config.arch, config.width) = (crate::model::Arch::ResNet152, 1024);
+        });
+        let error = refused.err().map(|error| error.to_string()).unwrap();
+        assert!(error.contains("numbers of a resnet152"), "{error}");
+    }
+
+    #[test]
+    fn settings_that_nobody_could_have_trained_with_are_refused() {
+        let refused = through_a_file(|config, _| config.workers = usize::MAX >> 1);
+        assert!(refused.err().is_some_and(|error| error.to_string().contains("--workers")));
+    }
 }

@@ -118,10 +118,14 @@ struct Row {
     per_class: Option<Vec<f64>>,
 }
 
+/// More classes nobody looks at one by one, and what is counted grows with their square.
+const MOST_CLASSES: usize = 4096;
+
 /// A test of which more is wanted than its two numbers.
 struct Detail {
     neighbors: Neighbors,
-    confusion: Confusion,
+    /// Where a picture of it was asked for.
+    confusion: Option<Confusion>,
     title: String,
 }
 
@@ -157,13 +161,19 @@ pub fn run(arguments: Arguments) -> Result<()> {
         }
         return Ok(());
     };
+    let classes = splits.train.n_classes();
+    if (arguments.confusion.is_some() || arguments.per_class) && classes > MOST_CLASSES {
+        return Err(Error::usage(format!(
+            "--confusion and --per-class are for at most {MOST_CLASSES} classes, and there are {classes}"
+        )));
+    }
     let temperature = subject.found.saved.config.temperature;
     let (rows, detail) = test(&arguments, &banks, &queries, &splits.train, temperature);
     print_rows(arguments.json, &rows, &splits.train)?;
     let results: Vec<_> = rows.iter().map(|row| serde_json::json!(row)).collect();
     subject.record("knn", results)?;
-    if let Some(path) = &arguments.confusion {
-        atomic::write_text(path, &confusion_svg(&detail.title, &detail.confusion, splits.train.classes()))?;
+    if let (Some(path), Some(confusion)) = (&arguments.confusion, &detail.confusion) {
+        atomic::write_text(path, &confusion_svg(&detail.title, confusion, splits.train.classes()))?;
     }
     match &arguments.picture {
         Some(path) => picture::draw(path, splits, &queries[0], &detail.neighbors),
@@ -210,7 +220,7 @@ fn test(
         if index == 0 {
             let (k, t) = (request.ks[0].min(neighbors.k), temperatures[0]);
             let title = format!("weighted kNN, {layer}, {} bank, k = {k}, T = {t}", name_of(*source));
-            let confusion = confusion(k, t);
+            let confusion = request.confusion.is_some().then(|| confusion(k, t));
             detail = Some(Detail { confusion, title, neighbors });
         }
     }

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use crate::data::ImageSource;
 use crate::data::augment::below;
+use crate::data::watch::DEFAULT_READ_TIMEOUT;
 use crate::error::{Error, Result};
 use crate::rng::{Purpose, stream};
 
@@ -38,11 +39,13 @@ pub struct LoaderOptions {
     pub workers: usize,
     /// Batches finished or begun but not yet taken by the caller; at least one.
     pub prefetch: usize,
+    /// How long one image may take before its file system is taken to hang.
+    pub read_timeout: Duration,
 }
 
 impl Default for LoaderOptions {
     fn default() -> Self {
-        LoaderOptions { workers: default_workers(), prefetch: 3 }
+        LoaderOptions { workers: default_workers(), prefetch: 3, read_timeout: DEFAULT_READ_TIMEOUT }
     }
 }
 
@@ -110,7 +113,8 @@ impl Loader {
             return Err(Error::usage(format!("image {index} was asked for, but there are {}", source.len())));
         }
         let workers = options.workers.max(1);
-        let shared = Arc::new(Shared::new(source, view, order, batch_size, workers, options.prefetch.max(1)));
+        let options = LoaderOptions { workers, prefetch: options.prefetch.max(1), ..options };
+        let shared = Arc::new(Shared::new(source, view, order, batch_size, options));
         let mut loader = Loader {
             shared,
             workers: Vec::with_capacity(workers),
@@ -143,7 +147,8 @@ impl Loader {
 
 /// Each batch once, in order. A batch with an unreadable image is an `Err` in its place, which names the first
 /// one; a worker's panic is [`Error::Worker`] in the place of the batch that it was busy with. Later batches
-/// follow all the same.
+/// follow all the same, but none after [`Error::Slow`]: an image that takes longer than
+/// [`LoaderOptions::read_timeout`].
 impl Iterator for Loader {
     type Item = Result<Batch>;
 
@@ -166,6 +171,11 @@ impl ExactSizeIterator for Loader {}
 impl Drop for Loader {
     fn drop(&mut self) {
         self.shared.stop();
+        if self.shared.hangs() {
+            // A thread in a read that does not return cannot be waited for. It keeps what it uses, and ends with the
+            // process at the latest.
+            return;
+        }
         for worker in self.workers.drain(..) {
             // A worker's panic was reported in its batch's place.
             let _ = worker.join();

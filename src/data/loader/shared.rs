@@ -8,9 +8,10 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use super::{Batch, View};
+use super::{Batch, LoaderOptions, View};
 use crate::data::ImageSource;
 use crate::data::augment::Scratch;
+use crate::data::watch::{self, Wait, Watch};
 use crate::error::{Error, Result};
 
 /// Most samples that a worker takes at once.
@@ -24,12 +25,16 @@ pub(super) struct Shared {
     /// Samples in a piece of work.
     piece: usize,
     prefetch: usize,
+    read_timeout: Duration,
+    watch: Watch,
     state: Mutex<State>,
     /// Signalled when a batch was taken, or the loader stops.
     room: Condvar,
     /// Signalled when a batch is complete, or a worker ends.
     ready: Condvar,
     stopped: AtomicBool,
+    /// A read took longer than it may.
+    hangs: AtomicBool,
     samples: AtomicU64,
     decode_ns: AtomicU64,
     augment_ns: AtomicU64,
@@ -75,9 +80,9 @@ impl Shared {
         view: View,
         order: Vec<u32>,
         batch_size: usize,
-        workers: usize,
-        prefetch: usize,
+        options: LoaderOptions,
     ) -> Self {
+        let LoaderOptions { workers, prefetch, read_timeout } = options;
         let state = State { next: 0, taken: 0, begun: VecDeque::new(), spare: Vec::new(), alive: workers };
         Shared {
             source,
@@ -86,10 +91,13 @@ impl Shared {
             batch_size,
             piece: (batch_size / (4 * workers)).clamp(1, MAX_PIECE),
             prefetch,
+            read_timeout,
+            watch: Watch::new(workers, read_timeout),
             state: Mutex::new(state),
             room: Condvar::new(),
             ready: Condvar::new(),
             stopped: AtomicBool::new(false),
+            hangs: AtomicBool::new(false),
             samples: AtomicU64::new(0),
             decode_ns: AtomicU64::new(0),
             augment_ns: AtomicU64::new(0),
@@ -130,8 +138,14 @@ impl Shared {
         start..(start + self.batch_size).min(self.order.len())
     }
 
+    /// Whether a worker was given up, which may never end.
+    pub(super) fn hangs(&self) -> bool {
+        self.hangs.load(Ordering::Relaxed)
+    }
+
     /// Waits for the next batch; `None` after the last.
     pub(super) fn take(&self) -> Option<Result<Batch>> {
+        let mut wait = Wait::new(&self.watch);
         let mut state = lock(&self.state);
         if state.taken == self.batches() {
             return None;
@@ -142,7 +156,15 @@ impl Shared {
                 state.taken = self.batches();
                 return Some(Err(Error::Worker { worker: "loader" }));
             }
-            state = self.ready.wait(state).unwrap_or_else(PoisonError::into_inner);
+            let (woken, slept) =
+                self.ready.wait_timeout(state, wait.step()).unwrap_or_else(PoisonError::into_inner);
+            state = woken;
+            if let Some(index) = slept.timed_out().then(|| wait.overdue()).flatten() {
+                state.taken = self.batches();
+                self.hangs.store(true, Ordering::Relaxed);
+                self.stopped.store(true, Ordering::Relaxed);
+                return Some(Err(watch::hangs(&self.source.name(index as usize), self.read_timeout)));
+            }
         }
         let slot = state.begun.pop_front()?;
         let positions = self.positions(state.taken);
@@ -186,7 +208,8 @@ impl Shared {
     /// Counts a piece as done, well or not.
     fn finish(&self, piece: &Piece, failure: Option<(usize, Error)>) {
         let mut state = lock(&self.state);
-        let number = piece.batch - state.taken;
+        // After the caller has given up, nothing is taken any longer.
+        let Some(number) = piece.batch.checked_sub(state.taken) else { return };
         let slot = &mut state.begun[number];
         slot.missing -= piece.positions.len();
         if let Some(failure) = failure
@@ -200,12 +223,22 @@ impl Shared {
     }
 
     /// Makes the views of a piece, one at a time in `view`, up to the first failure.
-    fn make(&self, piece: &Piece, scratch: &mut Scratch, view: &mut [u8]) -> Option<(usize, Error)> {
+    fn make(
+        &self,
+        worker: usize,
+        piece: &Piece,
+        scratch: &mut Scratch,
+        view: &mut [u8],
+    ) -> Option<(usize, Error)> {
         for position in piece.positions.clone() {
             if self.stopped.load(Ordering::Relaxed) {
                 return None;
             }
-            let made = catch_unwind(AssertUnwindSafe(|| self.make_one(self.order[position], scratch, view)));
+            let made = catch_unwind(AssertUnwindSafe(|| {
+                let index = self.order[position];
+                let _reading = self.watch.reading(worker, index);
+                self.make_one(index, scratch, view)
+            }));
             match made {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => return Some((position, error)),
@@ -235,11 +268,11 @@ impl Shared {
         Ok(())
     }
 
-    fn work(&self) {
+    fn work(&self, worker: usize) {
         let mut scratch = Scratch::default();
         let mut view = vec![0; self.view.bytes()];
         while let Some(piece) = self.claim() {
-            let failure = self.make(&piece, &mut scratch, &mut view);
+            let failure = self.make(worker, &piece, &mut scratch, &mut view);
             self.finish(&piece, failure);
         }
     }
@@ -265,7 +298,7 @@ impl Drop for Farewell<'_> {
 pub(super) fn spawn(shared: Arc<Shared>, number: usize) -> Result<JoinHandle<()>> {
     let work = move || {
         let _farewell = Farewell(&shared);
-        shared.work();
+        shared.work(number);
     };
     let thread = std::thread::Builder::new().name(format!("loader-{number}"));
     thread.spawn(work).map_err(|source| Error::io(".", "start a loader thread", source))
@@ -295,7 +328,8 @@ mod tests {
     #[test]
     fn workers_that_are_gone_are_an_error_and_not_a_hang() {
         let view = View::Test { transform: TestTransform::cifar(2) };
-        let shared = Shared::new(Arc::new(Nothing), view, vec![0, 1, 2, 3], 2, 1, 1);
+        let options = LoaderOptions { workers: 1, prefetch: 1, ..LoaderOptions::default() };
+        let shared = Shared::new(Arc::new(Nothing), view, vec![0, 1, 2, 3], 2, options);
         drop(Farewell(&shared));
         assert!(matches!(shared.take(), Some(Err(Error::Worker { .. }))));
         assert!(shared.take().is_none());

@@ -1,5 +1,5 @@
 use std::borrow::Cow;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use image::RgbImage;
 
@@ -14,6 +14,9 @@ struct Source {
     panics: Option<usize>,
     empty: Option<usize>,
     delay: Duration,
+    /// Does not return before `released`.
+    hangs: Option<usize>,
+    released: AtomicBool,
     loaded: AtomicUsize,
 }
 
@@ -25,6 +28,9 @@ impl ImageSource for Source {
     fn load(&self, index: usize) -> Result<RgbImage> {
         self.loaded.fetch_add(1, Ordering::Relaxed);
         std::thread::sleep(self.delay);
+        while Some(index) == self.hangs && !self.released.load(Ordering::Relaxed) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
         assert!(Some(index) != self.panics, "as the test asks");
         if self.broken.contains(&index) {
             return Err(Error::Image { image: self.name(index).into_owned(), reason: "broken".into() });
@@ -61,7 +67,14 @@ fn all(n: usize) -> Vec<u32> {
 }
 
 fn loader(source: Source, view: View, order: Vec<u32>, batch_size: usize, workers: usize) -> Loader {
-    Loader::new(Arc::new(source), view, order, batch_size, LoaderOptions { workers, prefetch: 2 }).unwrap()
+    Loader::new(
+        Arc::new(source),
+        view,
+        order,
+        batch_size,
+        LoaderOptions { workers, prefetch: 2, ..LoaderOptions::default() },
+    )
+    .unwrap()
 }
 
 #[test]
@@ -136,7 +149,7 @@ fn the_rest_of_an_epoch_equals_its_end_and_decodes_nothing_else() {
     let whole: Vec<_> =
         loader(source(50), view, order.clone(), 8, 2).map(|batch| batch.unwrap().pixels).collect();
     let images = Arc::new(source(50));
-    let options = LoaderOptions { workers: 2, prefetch: 2 };
+    let options = LoaderOptions { workers: 2, prefetch: 2, ..LoaderOptions::default() };
     let rest = Loader::new(images.clone(), view, order[3 * 8..].to_vec(), 8, options).unwrap();
     let rest: Vec<_> = rest.map(|batch| batch.unwrap().pixels).collect();
     assert_eq!(rest, whole[3..]);
@@ -201,7 +214,7 @@ fn a_panic_is_an_error_and_never_a_short_epoch() {
 #[test]
 fn dropping_a_loader_midway_stops_its_workers() {
     let images = Arc::new(Source { delay: Duration::from_millis(5), ..source(10_000) });
-    let options = LoaderOptions { workers: 3, prefetch: 2 };
+    let options = LoaderOptions { workers: 3, prefetch: 2, ..LoaderOptions::default() };
     let start = Instant::now();
     let mut loader = Loader::new(images.clone(), plain(), all(10_000), 100, options).unwrap();
     assert!(loader.next().unwrap().is_ok());
@@ -217,7 +230,7 @@ fn dropping_a_loader_midway_stops_its_workers() {
 #[test]
 fn workers_stay_within_the_prefetch() {
     let images = Arc::new(source(500));
-    let options = LoaderOptions { workers: 2, prefetch: 3 };
+    let options = LoaderOptions { workers: 2, prefetch: 3, ..LoaderOptions::default() };
     let mut loader = Loader::new(images.clone(), plain(), all(500), 10, options).unwrap();
     let first = loader.next().unwrap().unwrap();
     std::thread::sleep(Duration::from_millis(50));
@@ -228,6 +241,35 @@ fn workers_stay_within_the_prefetch() {
     loader.recycle(first);
     let later: Vec<_> = (0..5).map(|_| loader.next().unwrap().unwrap()).collect();
     assert!(later.iter().any(|batch| batch.pixels.as_ptr() == address));
+}
+
+#[test]
+fn an_image_whose_file_system_hangs_is_an_error_that_names_it() {
+    let images = Arc::new(Source { hangs: Some(13), ..source(40) });
+    let options = LoaderOptions { workers: 2, prefetch: 3, read_timeout: Duration::from_millis(60) };
+    let start = Instant::now();
+    let mut loader = Loader::new(images.clone(), plain(), all(40), 10, options).unwrap();
+    assert_eq!(loader.next().unwrap().unwrap().indices[0], 0);
+    let error = loader.next().unwrap().unwrap_err();
+    assert!(matches!(&error, Error::Slow { image, .. } if image == "image 13"), "{error}");
+    assert!(loader.next().is_none());
+    drop(loader);
+    assert!(start.elapsed() < Duration::from_secs(10), "the one that hangs was waited for");
+    // It ends some time; what it brings is for nobody.
+    images.released.store(true, Ordering::Relaxed);
+    while Arc::strong_count(&images) > 1 {
+        assert!(start.elapsed() < Duration::from_secs(20), "a thread is still there");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+#[test]
+fn slow_images_are_waited_for() {
+    let images = Source { delay: Duration::from_millis(15), ..source(12) };
+    let options = LoaderOptions { workers: 1, prefetch: 1, read_timeout: Duration::from_millis(100) };
+    // Each batch takes longer than one image may.
+    let loader = Loader::new(Arc::new(images), plain(), all(12), 12, options).unwrap();
+    assert!(loader.map(|batch| batch.unwrap()).count() == 1);
 }
 
 #[test]
