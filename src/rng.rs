@@ -27,6 +27,10 @@ pub enum Purpose {
     Synthetic = 7,
     /// Anything in tests; counters free.
     Test = 8,
+    /// First centres of clusters; counters: restart, number of clusters.
+    Clusters = 20,
+    /// Which queries a page of retrievals shows; counters: 0, 0.
+    Queries = 21,
 }
 
 /// The generator of one decision: a ChaCha8 stream keyed by all four numbers.
