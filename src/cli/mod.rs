@@ -6,6 +6,7 @@ use clap::{Parser, Subcommand};
 
 use crate::error::Result;
 
+mod cluster;
 mod compare;
 mod completions;
 mod data;
@@ -15,6 +16,7 @@ mod export;
 mod import;
 mod inputs;
 mod inspect;
+mod neighbors;
 mod pack;
 mod pretrained;
 mod report;
@@ -40,6 +42,10 @@ enum Command {
     Eval(eval::Arguments),
     /// Write the features of every image to a file
     Embed(embed::Arguments),
+    /// Show queries with their nearest training images, as a page; precision of retrieval
+    Neighbors(neighbors::Arguments),
+    /// Group similar images and find near-duplicates
+    Cluster(cluster::Arguments),
     /// Write a run's page: curves, settings, machine, what it found, warnings
     Report(report::Arguments),
     /// Set runs beside each other: numbers, the settings that differ, curves
@@ -66,6 +72,8 @@ pub fn main() -> ExitCode {
         Command::Train(arguments) => train::run(*arguments),
         Command::Eval(arguments) => eval::run(arguments),
         Command::Embed(arguments) => embed::run(arguments),
+        Command::Neighbors(arguments) => neighbors::run(arguments),
+        Command::Cluster(arguments) => cluster::run(arguments),
         Command::Report(arguments) => report::run(arguments),
         Command::Compare(arguments) => compare::run(arguments),
         Command::Data(arguments) => data::run(arguments),
