@@ -2,13 +2,14 @@
 PYTHON ?= python3
 CARGO ?= cargo
 
-.PHONY: help libtorch build demo test check fmt clippy doc licences bench clean
+.PHONY: help libtorch build demo test check fmt clippy doc licences bench browser clean
 
 help:
 	@echo "make demo    train on generated images, test the features, draw neighbours (about three minutes)"
 	@echo "make test    build and run all tests"
 	@echo "make build   the optimised program: target/release/lemniscate"
 	@echo "make check   what CI runs: format, clippy, tests, docs, licences"
+	@echo "make browser checks pages in a headless Chromium (needs node and playwright-core)"
 	@echo "make bench   side-by-side measurements against PyTorch (installs it into a cache first)"
 
 libtorch:
@@ -44,6 +45,14 @@ check: fmt clippy test doc licences
 
 bench: build
 	$(PYTHON) benches/side_by_side.py
+
+# Pages in a real Chromium; tests/browser/README.md says what that needs.
+browser: build
+	@rm -rf runs/browser
+	@mkdir -p runs
+	target/release/lemniscate train synthetic:400x32 --out runs/browser --arch resnet18 --width 8 --epochs 1
+	target/release/lemniscate neighbors runs/browser --queries 40 --against raw-pixels
+	node tests/browser/neighbors.mjs runs/browser/neighbors.html
 
 clean:
 	$(CARGO) clean
