@@ -2,7 +2,7 @@
 PYTHON ?= python3
 CARGO ?= cargo
 
-.PHONY: help libtorch build demo test check fmt clippy doc licences faults soak deny bench clean
+.PHONY: help libtorch build demo test check fmt clippy doc licences faults soak deny bench browser clean
 
 help:
 	@echo "make demo    train on generated images, test the features, draw neighbours (about three minutes)"
@@ -11,6 +11,7 @@ help:
 	@echo "make check   what CI runs: format, clippy, tests, docs, licences"
 	@echo "make soak    an hour of faults around runs; SOAK='--minutes 5' for less"
 	@echo "make deny    known vulnerabilities of dependencies; needs cargo-deny and its database"
+	@echo "make browser checks pages in a headless Chromium (needs node and playwright-core)"
 	@echo "make bench   side-by-side measurements against PyTorch (installs it into a cache first)"
 
 libtorch:
@@ -58,6 +59,14 @@ deny:
 
 bench: build
 	$(PYTHON) benches/side_by_side.py
+
+# Pages in a real Chromium; tests/browser/README.md says what that needs.
+browser: build
+	@rm -rf runs/browser
+	@mkdir -p runs
+	target/release/lemniscate train synthetic:400x32 --out runs/browser --arch resnet18 --width 8 --epochs 1
+	target/release/lemniscate neighbors runs/browser --queries 40 --against raw-pixels
+	node tests/browser/neighbors.mjs runs/browser/neighbors.html
 
 clean:
 	$(CARGO) clean

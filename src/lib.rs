@@ -15,6 +15,7 @@ pub mod config;
 pub mod data;
 pub mod error;
 pub mod eval;
+pub mod gallery;
 pub mod interop;
 pub mod model;
 pub mod objective;

@@ -31,6 +31,10 @@ pub enum Purpose {
     HeldOut = 20,
     /// Labelled images of a fine-tuning; counters: class, 0.
     LabelFraction = 21,
+    /// First centres of clusters; counters: restart, number of clusters.
+    Clusters = 22,
+    /// Which queries a page of retrievals shows; counters: 0, 0.
+    Queries = 23,
 }
 
 /// The generator of one decision: a ChaCha8 stream keyed by all four numbers.

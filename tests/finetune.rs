@@ -70,8 +70,7 @@ fn an_interrupted_series_goes_on() {
     succeeds(folder, tiny(DATA, "run", &["--epochs", "1", "--monitor", "none"]));
     let long = ["finetune", "run", "--epochs", "40", "-b", "8", "-j", "1", "--threads", "1"];
     let arguments = [&long[..], &["--label-fraction", "0.05,1", "--start", "scratch"]].concat();
-    let child =
-        common::lemniscate(folder, &arguments).stderr(std::process::Stdio::piped()).spawn().unwrap();
+    let child = common::lemniscate(folder, &arguments).stderr(std::process::Stdio::piped()).spawn().unwrap();
     let results = folder.join("run/finetune/results.jsonl");
     let started = Instant::now();
     while !results.exists() {

@@ -7,6 +7,7 @@ use clap::{Parser, Subcommand};
 use crate::checkpoint::signals::size_limit_is_an_error;
 use crate::error::Result;
 
+mod cluster;
 mod compare;
 mod completions;
 mod data;
@@ -18,6 +19,7 @@ mod import;
 mod inputs;
 mod inspect;
 mod linear;
+mod neighbors;
 mod pack;
 mod pretrained;
 mod report;
@@ -48,6 +50,10 @@ enum Command {
     Finetune(Box<finetune::Arguments>),
     /// Write the features of every image to a file
     Embed(embed::Arguments),
+    /// Show queries with their nearest training images, as a page; precision of retrieval
+    Neighbors(neighbors::Arguments),
+    /// Group similar images and find near-duplicates
+    Cluster(cluster::Arguments),
     /// Write a run's page: curves, settings, machine, what it found, warnings
     Report(report::Arguments),
     /// Set runs beside each other: numbers, the settings that differ, curves
@@ -79,6 +85,8 @@ pub fn main() -> ExitCode {
         Command::Linear(arguments) => linear::run(*arguments),
         Command::Finetune(arguments) => finetune::run(*arguments),
         Command::Embed(arguments) => embed::run(arguments),
+        Command::Neighbors(arguments) => neighbors::run(arguments),
+        Command::Cluster(arguments) => cluster::run(arguments),
         Command::Report(arguments) => report::run(arguments),
         Command::Compare(arguments) => compare::run(arguments),
         Command::Serve(arguments) => serve::run(arguments),

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use super::inputs::open_run_data;
+use crate::bank::MemoryBank;
 use crate::checkpoint::run_folder;
 use crate::config::name_of;
 use crate::data::dataset::Splits;
@@ -15,8 +16,8 @@ use crate::eval::features::Input;
 use crate::interop;
 use crate::model::Encoder;
 use crate::model::device::DeviceChoice;
-use crate::train::start::Found;
-use crate::train::state::load_encoder;
+use crate::train::start::{self, Found};
+use crate::train::state::{load_bank, load_encoder};
 
 /// The flags that say which encoder looks at which images.
 #[derive(clap::Args)]
@@ -94,6 +95,21 @@ impl Subject {
             splits.root.display(),
             splits.train.len(),
         )
+    }
+
+    /// The bank as training left it, one row for each training image.
+    ///
+    /// # Errors
+    /// If it is of other images, or there is none.
+    pub fn live_bank(&self) -> Result<MemoryBank> {
+        if !self.found.saved.data.is_of(&start::identify(&self.splits)?) {
+            return Err(Error::Data {
+                path: self.splits.root.clone(),
+                reason: "these are not the images that the live bank's rows belong to".into(),
+                hint: Some("--bank recomputed computes the features of these images".into()),
+            });
+        }
+        load_bank(&self.found.checkpoint)
     }
 
     /// The run folder that the checkpoint lies in, if it lies in one.

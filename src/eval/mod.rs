@@ -1,6 +1,8 @@
 //! What the features are worth: embeddings of a whole data set, weighted kNN, linear classification, fine-tuning,
-//! and label-free measures.
+//! label-free measures, neighbours, clusters.
 
+pub mod cluster;
+pub mod describe;
 pub mod features;
 pub mod finetune;
 pub mod knn;

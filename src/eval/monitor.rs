@@ -40,7 +40,7 @@ pub struct Queries {
 }
 
 /// Most training images that stand in as queries where there is no test split.
-const STAND_IN_QUERIES: usize = 10_000;
+pub const STAND_IN_QUERIES: usize = 10_000;
 
 /// Second views drawn for the label-free measures.
 const SECOND_VIEWS: usize = 2_000;
@@ -167,7 +167,7 @@ fn squared_distance(u: &[f32], v: &[f32]) -> f64 {
 }
 
 /// At most `most` of `indices`, evenly spread, in order.
-fn spread(indices: &[u32], most: usize) -> Vec<u32> {
+pub fn spread(indices: &[u32], most: usize) -> Vec<u32> {
     let n = indices.len();
     if n <= most {
         return indices.to_vec();

@@ -8,8 +8,6 @@ use crate::data::dataset::Dataset;
 use crate::error::{Error, Result};
 use crate::eval::features::{Input, embed_layers, unit_rows};
 use crate::model::{Encoder, Layer};
-use crate::train::start;
-use crate::train::state::load_bank;
 
 /// What queries are compared with, not yet computed.
 pub struct Banks<'a> {
@@ -26,7 +24,7 @@ impl<'a> Banks<'a> {
     /// # Errors
     /// If the live bank has no such layer, or belongs to other images.
     pub fn new(request: &'a Arguments, subject: &'a Subject) -> Result<Self> {
-        let Subject { found, splits, encoder, .. } = subject;
+        let Subject { splits, encoder, .. } = subject;
         let (live, recompute) = match request.source {
             Source::Live => (true, false),
             Source::Recomputed => (false, true),
@@ -37,16 +35,8 @@ impl<'a> Banks<'a> {
                 "the live bank holds embeddings; other layers go with --bank recomputed",
             ));
         }
-        if live && !found.saved.data.is_of(&start::identify(splits)?) {
-            return Err(Error::Data {
-                path: splits.root.clone(),
-                reason: "these are not the images that the live bank's rows belong to".into(),
-                hint: Some("--bank recomputed computes the features of these images".into()),
-            });
-        }
-        let live = (live && request.layers.contains(&Layer::Embedding))
-            .then(|| load_bank(&found.checkpoint))
-            .transpose()?;
+        let live =
+            (live && request.layers.contains(&Layer::Embedding)).then(|| subject.live_bank()).transpose()?;
         Ok(Banks { encoder, train: &splits.train, layers: &request.layers, live, recompute })
     }
 

@@ -6,6 +6,7 @@ use crate::data::dataset::Splits;
 use crate::error::{Error, Result};
 use crate::eval::knn::Neighbors;
 use crate::eval::monitor::Queries;
+use crate::gallery::choose::by_turns;
 use crate::report::contact_sheet::{self, Tile, contact_sheet};
 
 /// Queries and neighbours in the picture.
@@ -19,7 +20,7 @@ const PICTURE_NEIGHBORS: usize = 12;
 pub fn draw(path: &Path, splits: &Splits, queries: &Queries, neighbors: &Neighbors) -> Result<()> {
     let asked = splits.test.as_ref().unwrap_or(&splits.train);
     let mut rows = Vec::new();
-    for q in one_of_each_class(&queries.labels, PICTURE_ROWS) {
+    for q in by_turns(&queries.labels, 0..queries.labels.len(), PICTURE_ROWS) {
         let mut row = vec![Tile { image: asked.load(queries.indices[q] as usize)?, frame: None }];
         for &i in neighbors.of(q).0.iter().take(PICTURE_NEIGHBORS) {
             let same = splits.train.label(i as usize) == Some(queries.labels[q]);
@@ -30,31 +31,4 @@ pub fn draw(path: &Path, splits: &Splits, queries: &Queries, neighbors: &Neighbo
     }
     let sheet = contact_sheet(&rows, 64);
     sheet.save(path).map_err(|e| Error::io(path, "write the picture", std::io::Error::other(e)))
-}
-
-/// Positions of `n` queries that take turns through the classes: the first of each, then the second of each.
-fn one_of_each_class(labels: &[u32], n: usize) -> Vec<usize> {
-    let mut seen = std::collections::HashMap::new();
-    let mut turns: Vec<(usize, u32, usize)> = labels
-        .iter()
-        .enumerate()
-        .map(|(q, &label)| {
-            let count = seen.entry(label).or_insert(0usize);
-            *count += 1;
-            (*count, label, q)
-        })
-        .collect();
-    turns.sort_unstable();
-    turns.into_iter().take(n).map(|(_, _, q)| q).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::one_of_each_class;
-
-    #[test]
-    fn queries_take_turns_through_the_classes() {
-        assert_eq!(one_of_each_class(&[2, 2, 0, 1, 0], 4), [2, 3, 0, 4]);
-        assert_eq!(one_of_each_class(&[7], 4), [0]);
-    }
 }
