@@ -107,7 +107,7 @@ pub fn go(parts: Parts, watching: &Watching) -> Result<()> {
     let interrupt = Interrupt::install()?;
     let event_folder = folder.file(run_folder::TENSORBOARD);
     let events = (watching.tensorboard || event_folder.is_dir())
-        .then(|| EventWriter::create(&event_folder, state.progress.step))
+        .then(|| EventWriter::resume(&event_folder, &state.progress, &folder.file(run_folder::METRICS)))
         .transpose()?;
     let said = metrics::said(folder.file(run_folder::METRICS));
     let session = Session {

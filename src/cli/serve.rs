@@ -60,10 +60,10 @@ pub fn run(arguments: Arguments) -> Result<()> {
     let searched = splits.train.trainable_indices().len();
     let state = State::new(facts, splits, bank, encoder, input)?;
     if !server.is_local() {
-        eprintln!(
+        super::tell(&format!(
             "warning: everyone who can reach {} can look at these images; there is no password",
             server.address()
-        );
+        ));
     }
     say(format_args!("searching {searched} images by the {source} bank"))?;
     let interrupt = Interrupt::install()?;

@@ -16,7 +16,8 @@ use image::{ImageFormat, RgbImage};
 use prost::Message;
 
 use self::proto::{Content, Event, Image, SessionLog, Summary, Value, What};
-use super::metrics::{EvalRecord, StepRecord};
+use super::metrics::{self, EvalRecord, Record, StepRecord};
+use crate::checkpoint::state::Progress;
 use crate::error::{Error, Result};
 
 /// What the first record of a file says.
@@ -32,19 +33,44 @@ pub struct EventWriter {
 }
 
 impl EventWriter {
-    /// Starts a new file in `folder`, for a run that has done `step` optimiser steps.
+    /// Starts a new file in `folder`. In a resumed run `replaces` is the first step whose older events no longer count.
     ///
     /// # Errors
     /// If it cannot be created.
-    pub fn create(folder: &Path, step: u64) -> Result<Self> {
+    pub fn create(folder: &Path, replaces: Option<u64>) -> Result<Self> {
         fs::create_dir_all(folder).map_err(|e| Error::io(folder, "create", e))?;
         let path = folder.join(next_name(folder)?);
         let file = OpenOptions::new().append(true).create_new(true).open(&path);
         let mut writer = EventWriter { file: file.map_err(|e| Error::io(&path, "create", e))?, path };
         writer.write(0, What::FileVersion(VERSION.into()))?;
-        if step > 0 {
-            writer.write(step + 1, What::SessionLog(SessionLog { status: START }))?;
+        if let Some(step) = replaces {
+            writer.write(step, What::SessionLog(SessionLog { status: START }))?;
         }
+        Ok(writer)
+    }
+
+    /// As [`create`](Self::create) for a run that goes on in `folder` from `progress`, whose steps `metrics` has.
+    ///
+    /// Inside an epoch, its last step's events may be followed by measurements that will be made again: they are all
+    /// replaced, and the step's own written once more. At the beginning of an epoch everything so far counts.
+    ///
+    /// # Errors
+    /// If it cannot be created, or `metrics` cannot be read.
+    pub fn resume(folder: &Path, progress: &Progress, metrics: &Path) -> Result<Self> {
+        let step = progress.step;
+        if step == 0 {
+            return Self::create(folder, None);
+        }
+        if progress.step_in_epoch == 0 {
+            return Self::create(folder, Some(step + 1));
+        }
+        let mut last = None;
+        metrics::for_each(metrics, |record| match record {
+            Record::Step(record) if record.step == step => last = Some(record),
+            _ => {}
+        })?;
+        let mut writer = Self::create(folder, Some(step))?;
+        last.map_or(Ok(()), |record| writer.step(&record))?;
         Ok(writer)
     }
 
@@ -172,7 +198,7 @@ mod tests {
     #[test]
     fn what_is_written_reads_back() {
         let (_dir, folder) = scratch();
-        let mut writer = EventWriter::create(&folder, 0).unwrap();
+        let mut writer = EventWriter::create(&folder, None).unwrap();
         let step = StepRecord {
             step: 7,
             loss: 8.5,
@@ -221,11 +247,35 @@ mod tests {
         // A clock that stood in the future.
         fs::write(folder.join("events.out.tfevents.9000000000.000007.elsewhere"), b"").unwrap();
         fs::write(folder.join("events.out.tfevents.notes.txt"), b"").unwrap();
-        let paths: Vec<_> = [0, 4, 9].map(|step| EventWriter::create(&folder, step).unwrap().path).into();
+        let paths: Vec<_> =
+            [None, Some(5), Some(10)].map(|step| EventWriter::create(&folder, step).unwrap().path).into();
         assert!(paths.is_sorted() && names_in(&folder)[1].contains("000008"), "{:?}", names_in(&folder));
         let last = events(&paths[2]);
         assert_eq!(last[1].what, Some(What::SessionLog(SessionLog { status: START })));
         assert_eq!(last[1].step, 10);
         assert_eq!(events(&paths[0]).len(), 1);
+    }
+
+    #[test]
+    fn measurements_that_will_be_made_again_are_replaced() {
+        let (_dir, folder) = scratch();
+        let metrics = folder.join("metrics.jsonl");
+        let mut writer = metrics::MetricsWriter::create(&metrics).unwrap();
+        for step in 1..=4 {
+            writer.step(&StepRecord { step, loss: step as f64, ..Default::default() }).unwrap();
+        }
+        let begin = |step, step_in_epoch| {
+            let progress = Progress { step, step_in_epoch, ..Progress::default() };
+            let events =
+                events(&EventWriter::resume(&folder.join("events"), &progress, &metrics).unwrap().path);
+            events.iter().skip(1).map(|event| event.step).collect::<Vec<_>>()
+        };
+        assert_eq!(begin(0, 0), [0; 0]);
+        // After an epoch that was measured.
+        assert_eq!(begin(4, 0), [5]);
+        // After the steps of an epoch, or in the middle: the session's start, and the step again.
+        assert_eq!(begin(4, 2), [4, 4]);
+        // A run that goes on in another folder has no such step.
+        assert_eq!(begin(9, 1), [9]);
     }
 }

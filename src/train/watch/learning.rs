@@ -4,8 +4,12 @@ use super::{Epoch, Facts};
 use crate::config::{ObjectiveKind, TrainConfig};
 use crate::report::Finding;
 
-/// Epochs and optimiser steps before the monitor or the features are judged.
+/// Epochs and optimiser steps before the monitor is judged.
 pub(super) const YOUNG: (u64, u64) = (3, 1000);
+
+/// Epochs and optimiser steps before it is judged how features lie: in the first thousand steps they crowd together, and then
+/// spread.
+pub(super) const CROWDED: (u64, u64) = (10, 3000);
 
 /// Standard deviations above chance that a monitor should have reached.
 pub(super) const SIGMAS: f64 = 3.0;
@@ -29,13 +33,13 @@ pub(super) fn look(config: &TrainConfig, facts: &Facts, epoch: &Epoch, loss: Opt
         .collect()
 }
 
-fn is_young(epoch: &Epoch) -> bool {
-    epoch.finished < YOUNG.0 || epoch.steps < YOUNG.1
+fn is_before(epoch: &Epoch, (epochs, steps): (u64, u64)) -> bool {
+    epoch.finished < epochs || epoch.steps < steps
 }
 
 /// The monitor does not tell more than the frequencies of the classes.
 fn chance(config: &TrainConfig, facts: &Facts, epoch: &Epoch) -> Option<Finding> {
-    if is_young(epoch) {
+    if is_before(epoch, YOUNG) {
         return None;
     }
     let monitor = epoch.evaluations.iter().rev().find(|record| record.metric.ends_with("_top1"))?;
@@ -63,7 +67,7 @@ fn chance(config: &TrainConfig, facts: &Facts, epoch: &Epoch) -> Option<Finding>
 
 /// All embeddings lie in few directions.
 fn collapsed(epoch: &Epoch) -> Option<Finding> {
-    let spread = epoch.spread.filter(|_| !is_young(epoch))?;
+    let spread = epoch.spread.filter(|_| !is_before(epoch, CROWDED))?;
     let (rank, most) = (spread.effective_rank, spread.most as f64);
     (rank < COLLAPSED.0 && rank < COLLAPSED.1 * most).then(|| {
         let text = format!(
@@ -76,7 +80,7 @@ fn collapsed(epoch: &Epoch) -> Option<Finding> {
 
 /// Z no longer normalises the scores.
 fn z(facts: &Facts, epoch: &Epoch) -> Option<Finding> {
-    let (ln_z, spread) = (epoch.ln_z?, epoch.spread.filter(|_| !is_young(epoch))?);
+    let (ln_z, spread) = (epoch.ln_z?, epoch.spread.filter(|_| !is_before(epoch, CROWDED))?);
     let scores = (facts.rows as f64).ln() + spread.ln_mean_exp;
     let off = ln_z - scores;
     (off.abs() > LN_Z).then(|| {
@@ -130,7 +134,7 @@ mod tests {
     }
 
     fn old<'a>(evaluations: &'a [EvalRecord], spread: Spread, ln_z: Option<f64>) -> Epoch<'a> {
-        Epoch { finished: 3, steps: 1173, evaluations, spread: Some(spread), ln_z }
+        Epoch { finished: 10, steps: 3910, evaluations, spread: Some(spread), ln_z }
     }
 
     fn said(epoch: Epoch) -> Vec<&'static str> {
@@ -169,8 +173,9 @@ mod tests {
         assert_eq!(with(6.0, 128), [""; 0]);
         // Two of four directions are no collapse.
         assert_eq!(with(2.0, 4), [""; 0]);
-        let young = Epoch { steps: 10, ..old(&[], Spread { effective_rank: 1.0, ..HEALTHY }, None) };
-        assert_eq!(said(young), [""; 0]);
+        let line = Spread { effective_rank: 1.0, ..HEALTHY };
+        assert_eq!(said(Epoch { steps: 2999, ..old(&[], line, None) }), [""; 0]);
+        assert_eq!(said(Epoch { finished: 9, ..old(&[], line, None) }), [""; 0]);
     }
 
     #[test]
