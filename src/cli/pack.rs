@@ -90,7 +90,7 @@ pub fn run(arguments: Arguments) -> Result<()> {
     };
     let splits = detect::open(&arguments.data, arguments.data_format, &options)?;
     for note in &splits.notes {
-        eprintln!("note: {note}");
+        super::note(note);
     }
     let small = arguments.form != Some(As::Original)
         && preset_for(&splits.train, DEFAULT_READ_TIMEOUT)? == Preset::Cifar;
@@ -106,7 +106,7 @@ pub fn run(arguments: Arguments) -> Result<()> {
         options,
         &mut |done| {
             if !std::mem::replace(&mut noted, true) && done > 0 {
-                progress.suspend(|| eprintln!("note: going on after {done} images"));
+                progress.suspend(|| super::note(format_args!("going on after {done} images")));
             }
             progress.set_position(done as u64);
         },
