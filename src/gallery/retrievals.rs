@@ -1,8 +1,8 @@
 //! What was asked, and what several descriptions of images found.
 
 use crate::data::dataset::Dataset;
-use crate::eval::knn::Neighbors;
 use crate::eval::describe::precision;
+use crate::eval::knn::Neighbors;
 
 /// The neighbours under one description of images.
 pub struct Results {
