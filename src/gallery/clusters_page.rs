@@ -98,15 +98,11 @@ impl View<'_> {
 
     fn member(&self, row: &ClusterRow, place: usize, image: u32, distance: f32) -> Markup {
         let class = self.class(image);
-        let mut alt = self.data.name(image as usize).into_owned();
-        if let Some(class) = class {
-            alt += &format!(", {class}");
-        }
-        alt +=
-            &format!(", distance {distance:.3} from the centre{}", if place == 0 { " (medoid)" } else { "" });
+        let name = self.data.name(image as usize);
+        let alt = if place == 0 { format!("{name} (medoid)") } else { name.into_owned() };
         let same = row.majority.map(|(label, _)| self.data.label(image as usize) == Some(label));
         let src = self.thumbnails.src(Split::Train, image);
-        Tile { src, alt, same, note: format!("{distance:.2}"), class }.item()
+        Tile { src, alt, same, note: format!("{distance:.3}"), class }.item()
     }
 
     fn duplicates(&self, duplicates: &DuplicateRows<'_>) -> Markup {
@@ -136,7 +132,7 @@ impl View<'_> {
                         @let class = self.class(image);
                         (Tile {
                             src: self.thumbnails.src(Split::Train, image),
-                            alt: format!("{name}{}{}", if class.is_some() { ", " } else { "" }, class.unwrap_or("")),
+                            alt: name.to_string(),
                             same: None,
                             note: name.rsplit('/').next().unwrap_or_default().to_owned(),
                             class,

@@ -32,7 +32,7 @@
   const tell = (event) => {
     const tile = event.target.closest && event.target.closest('.tile');
     const image = tile && tile.querySelector('img');
-    if (image && status) status.textContent = image.alt;
+    if (image && status) status.textContent = `${image.alt}: ${tile.innerText.trim().replace(/\s*\n\s*/g, ', ')}`;
   };
   for (const event of ['focusin', 'mouseover', 'click']) document.addEventListener(event, tell);
 

@@ -21,7 +21,7 @@ const SCRIPT: &str = include_str!("gallery.js");
 struct Tile<'a> {
     /// Where the picture is.
     src: &'a str,
-    /// Everything about it, in words.
+    /// What it is, in words; what stands under it is read out as well.
     alt: String,
     /// `Some(true)` where its class agrees with what it was found for, `None` where that cannot be said.
     same: Option<bool>,
@@ -32,7 +32,7 @@ struct Tile<'a> {
 }
 
 impl Tile<'_> {
-    /// An item of a `.tiles` list. What stands under the picture is in its text as well, and is not read out twice.
+    /// An item of a `.tiles` list. A page has tens of thousands of them, hence so few elements.
     fn item(&self) -> Markup {
         let (class, sign) = match self.same {
             Some(true) => ("tile same", "✓ "),
@@ -42,10 +42,8 @@ impl Tile<'_> {
         html! {
             li class=(class) {
                 img loading="lazy" src=(self.src) alt=(self.alt);
-                div aria-hidden="true" {
-                    span { (sign) (self.note) }
-                    @if let Some(class) = self.class { span { (class) } }
-                }
+                (sign) (self.note)
+                @if let Some(class) = self.class { br; (class) }
             }
         }
     }

@@ -165,8 +165,8 @@ impl View<'_> {
                     @if let Some(outcome) = outcome { " " span.outcome { (outcome) } }
                 }
                 figure.tile.query {
-                    img loading="lazy" src=(self.thumbnails.src(Split::Query, index)) alt=(words(["query", &name, class.unwrap_or("")]));
-                    figcaption aria-hidden="true" { span { "query" } @if let Some(class) = class { span { (class) } } }
+                    img loading="lazy" src=(self.thumbnails.src(Split::Query, index)) alt=(words(["query", &name]));
+                    figcaption { "query" @if let Some(class) = class { br; (class) } }
                 }
                 div.describers {
                     @for results in &retrievals.results { (self.results(query, results)) }
@@ -204,13 +204,9 @@ impl View<'_> {
             None => "",
         };
         let name = train.name(image as usize);
-        let alt = format!(
-            "{}: {}, similarity {similarity:.3}",
-            rank + 1,
-            words([&name, class.unwrap_or(""), agrees])
-        );
+        let alt = words([&(rank + 1).to_string(), &name, agrees]);
         let src = self.thumbnails.src(Split::Train, image);
-        Tile { src, alt, same, note: format!("{similarity:.2}"), class }.item()
+        Tile { src, alt, same, note: format!("{similarity:.3}"), class }.item()
     }
 }
 

@@ -21,7 +21,7 @@ const focused = (page) => page.evaluate(() => {
 try {
   const page = await browser.page();
   const started = Date.now();
-  await page.goto(url);
+  await page.goto(url, { timeout: 180_000 });
   const loaded = Date.now() - started;
   const counts = await page.evaluate(() => ({
     rows: document.querySelectorAll('.retrieval').length,
@@ -74,7 +74,7 @@ try {
   const tile = await focused(page);
   check(tile.row === 1 && tile.tile === 1, 'right: along the tiles');
   const status = await page.textContent('#status');
-  check(/^1: .+similarity/.test(status), `the line at the foot names it: ${status}`);
+  check(/^1, .+: [✓✗] -?[\d.]+, ./.test(status), `the line at the foot names it: ${status}`);
   await page.keyboard.press('Escape');
   check((await focused(page)).tile === -1, 'Escape: the row');
   await page.keyboard.press('End');
@@ -87,21 +87,21 @@ try {
   check(page.problems.length === 0, `no errors (${page.problems.join('; ')})`);
 
   const dark = await browser.page({ dark: true });
-  await dark.goto(url);
+  await dark.goto(url, { timeout: 180_000 });
   check(await dark.evaluate(() => getComputedStyle(document.body).backgroundColor) !== 'rgb(255, 255, 255)', 'dark is dark');
   await dark.evaluate(() => document.querySelector('#rows').scrollIntoView());
   await dark.waitForTimeout(300);
   await shot(dark, 'dark');
 
   const phone = await browser.page({ width: 360, height: 740 });
-  await phone.goto(url);
+  await phone.goto(url, { timeout: 180_000 });
   check(await fits(phone), '360 px: no horizontal scroll');
   await phone.evaluate(() => document.querySelector('#rows').scrollIntoView());
   await phone.waitForTimeout(300);
   await shot(phone, 'phone');
 
   const plain = await browser.page({ javaScript: false });
-  await plain.goto(url);
+  await plain.goto(url, { timeout: 180_000 });
   check(await plain.locator('.retrieval').first().isVisible(), 'without JavaScript: the rows are there');
   check(!(await plain.locator('#filter').isVisible()), 'without JavaScript: no filter that does nothing');
 } finally {
