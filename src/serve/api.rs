@@ -228,9 +228,7 @@ async fn answer(
     k: usize,
     embedding_took: Duration,
 ) -> Answer<Json<Value>> {
-    let start = Instant::now();
-    let found = state.search(query, k).await?;
-    let search_took = start.elapsed();
+    let (found, search_took) = state.search(query, k).await?;
     let (indices, similarities) = match found.queries {
         0 => (&[][..], &[][..]),
         _ => found.of(0),

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::http::StatusCode;
 use image::RgbImage;
@@ -229,20 +229,22 @@ impl State {
         Ok(Query { embedding: self.embedder.embed(image).await?, own_row: None })
     }
 
-    /// The `k` nearest training images of `query`, exactly.
-    pub async fn search(&self, query: Query, k: usize) -> Answer<Neighbors> {
+    /// The `k` nearest training images of `query`, exactly; and how long that took once it was its turn.
+    pub async fn search(&self, query: Query, k: usize) -> Answer<(Neighbors, Duration)> {
         let (bank, coarse) = (Arc::clone(&self.bank), self.coarse.clone());
         let train = self.splits.train.clone();
         run(&self.searching, move || {
+            let start = Instant::now();
             let own = query.own_row.map(|row| [row]);
             let options = SearchOptions {
                 own_rows: own.as_ref().map(<[u32; 1]>::as_slice),
                 excluded_rows: train.quarantined(),
             };
-            match coarse {
+            let found = match coarse {
                 Some(coarse) => coarse.nearest(&query.embedding, bank.rows(), k, options),
                 None => nearest(&query.embedding, bank.rows(), bank.dim(), k, options),
-            }
+            };
+            (found, start.elapsed())
         })
         .await
     }
