@@ -195,9 +195,11 @@ impl<F: Fn(u32) -> bool> Kernel for Scan<'_, F> {
         for (row, (codes, bounds)) in rows.chunks_exact(query.codes.len()).zip(bounds).enumerate() {
             // Integers: the compiler makes vectors of them, for whichever instructions this is compiled. They fit 32
             // bits (see `MAX_DIM`); checks for that would keep them scalar.
-            let product = query.codes.iter().zip(codes).fold(0i32, |sum, (&q, &c)| {
-                sum.wrapping_add(i32::from(q).wrapping_mul(i32::from(c)))
-            });
+            let product = query
+                .codes
+                .iter()
+                .zip(codes)
+                .fold(0i32, |sum, (&q, &c)| sum.wrapping_add(i32::from(q).wrapping_mul(i32::from(c))));
             let similarity = product as f32 * (query.scale * bounds.scale);
             let uncertain = query.per_remainder * bounds.remainder + query.per_length * bounds.length;
             // Numbers that small lose digits.
