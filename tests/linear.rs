@@ -47,7 +47,8 @@ fn all_layers_are_solved_recorded_and_the_same_again() {
     // One layer alone, its features on disk, gives what it gave among others.
     let alone = rows(folder, &["--layer", "pooled", "--l2", "1e-3,1e-1", "--cache", "."]);
     assert_eq!(alone[0], first[1]);
-    let text = succeeds(folder, ["linear", "run", "-j", "1", "--threads", "1", "--l2", "0.01", "--per-class"]);
+    let text =
+        succeeds(folder, ["linear", "run", "-j", "1", "--threads", "1", "--l2", "0.01", "--per-class"]);
     assert!(text.contains("given, not chosen") && text.contains("triangles"), "{text}");
     assert!(text.contains("the encoder is unchanged"), "{text}");
 }
