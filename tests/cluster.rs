@@ -44,7 +44,7 @@ fn clusters_are_written_as_tables_json_and_a_page() {
         assert!((purest / 120.0 - clustering["purity"].as_f64().unwrap()).abs() < 1e-9);
     }
     let page = std::fs::read_to_string(out.join("clusters.html")).unwrap();
-    assert!(page.contains("Cluster 0: ") && page.contains("(medoid)") && !page.contains("http"));
+    assert!(page.contains("Cluster 0: ") && page.contains("(medoid)") && !page.contains("http://"));
     let recorded = std::fs::read_to_string(folder.join("run/evaluations.jsonl")).unwrap();
     assert_eq!(recorded.matches("\"clusters\":{").count(), 3);
 
