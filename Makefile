@@ -8,7 +8,7 @@ help:
 	@echo "make demo    train on generated images, test the features, draw neighbours (about three minutes)"
 	@echo "make test    build and run all tests"
 	@echo "make build   the optimised program: target/release/lemniscate"
-	@echo "make check   what CI runs: format, clippy, tests, docs, licences"
+	@echo "make check   what CI runs: format, clippy, docs, tests, licences"
 	@echo "make soak    an hour of faults around runs; SOAK='--minutes 5' for less"
 	@echo "make deny    known vulnerabilities of dependencies; needs cargo-deny and its database"
 	@echo "make browser checks pages in a headless Chromium (needs node and playwright-core)"
@@ -43,7 +43,7 @@ doc: libtorch
 licences: libtorch
 	$(CARGO) test --test licences
 
-check: fmt clippy test doc licences
+check: fmt clippy doc test licences
 
 # The short form of `make soak`; part of `make test` too.
 faults: libtorch

@@ -93,7 +93,7 @@ pub struct NoteRecord {
     pub epoch: u64,
     /// Optimiser steps done by then.
     pub step: u64,
-    /// What a [`Finding`](super::Finding) is about; other remarks have none.
+    /// What a [`Finding`] is about; other remarks have none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub about: Option<String>,
     /// `warning` or `advice`, for a finding.

@@ -151,7 +151,7 @@ pub struct SplitAbout {
 /// Where a split's parts lie in the file. All of it was checked.
 #[derive(Clone, Debug)]
 pub struct SplitLayout {
-    /// Its records, [`RECORD`] bytes each.
+    /// Its records, one after the other, of equal length.
     pub records: Range<usize>,
     /// The end of each image.
     pub ends: Vec<u64>,
