@@ -8,6 +8,7 @@
 //! Dependencies point one way: `data`, `model`, `bank`, `objective` ← `checkpoint`, `train`, `eval` ← `cli`.
 //! Only [`cli`] and the binary print, read arguments or exit.
 
+pub mod atomic;
 pub mod bank;
 pub mod checkpoint;
 pub mod cli;

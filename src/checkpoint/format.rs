@@ -18,7 +18,7 @@ use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::atomic;
+use crate::atomic;
 use crate::error::{Error, Result};
 
 /// What the `format` field says before the version.

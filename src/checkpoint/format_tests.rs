@@ -1,5 +1,5 @@
 use super::*;
-use crate::checkpoint::atomic::{names_in, scratch};
+use crate::atomic::{names_in, scratch};
 use std::io::Cursor;
 
 fn small() -> CheckpointView<'static> {

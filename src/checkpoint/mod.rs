@@ -1,10 +1,9 @@
 //! Checkpoints and run folders: plain bytes on disk that survive kills, full disks and flipped bits.
 //!
-//! [`mod@format`] is the file, [`state`] the counters in it, [`run_folder`] the folder around it, [`atomic`] how
-//! files are replaced, [`signals`] how a run is asked to stop. Nothing here knows tensors: the trainer hands
+//! [`mod@format`] is the file, [`state`] the counters in it, [`run_folder`] the folder around it,
+//! [`signals`] how a run is asked to stop. Nothing here knows tensors: the trainer hands
 //! over byte slices and gets byte slices back. The files are described in `docs/formats.md`.
 
-pub mod atomic;
 pub mod format;
 pub mod run_folder;
 pub mod signals;

@@ -10,8 +10,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use super::atomic;
 use super::format::{self, Checkpoint, CheckpointView};
+use crate::atomic;
 use crate::error::{Error, Result};
 
 /// The complete, resolved configuration.
@@ -43,6 +43,21 @@ pub const LOCK: &str = "lock";
 
 /// Files that make a folder one that a new run must not write to.
 const OF_A_RUN: [&str; 7] = [CONFIG, MANIFEST, METRICS, RETRIEVALS, LAST, PREVIOUS, BEST];
+
+/// Files that only the process that holds the lock replaces: what a killed one has left half-written of them is nobody's.
+const REPLACED: [&str; 11] = [
+    CONFIG,
+    MANIFEST,
+    METRICS,
+    RETRIEVALS,
+    LAST,
+    PREVIOUS,
+    BEST,
+    CURVES,
+    "train.index",
+    "val.index",
+    "test.index",
+];
 
 /// A run's folder, locked for this process until dropped.
 #[derive(Debug)]
@@ -90,7 +105,7 @@ impl RunFolder {
         fs::create_dir_all(&path).map_err(|e| Error::io(&path, "create the run folder", e))?;
         let lock = lock(&path)?;
         Self::check_free(&path)?;
-        atomic::remove_leftovers(&path, &OF_A_RUN)?;
+        atomic::remove_leftovers(&path, &REPLACED)?;
         Ok(RunFolder { path, lock, last_is_good: false })
     }
 
@@ -126,7 +141,7 @@ impl RunFolder {
             return Err(Error::Resume { path, reason: reason.into(), hint: None });
         }
         let lock = lock(&path)?;
-        atomic::remove_leftovers(&path, &OF_A_RUN)?;
+        atomic::remove_leftovers(&path, &REPLACED)?;
         Ok(RunFolder { path, lock, last_is_good: false })
     }
 

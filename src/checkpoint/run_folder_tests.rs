@@ -1,5 +1,5 @@
 use super::*;
-use crate::checkpoint::atomic::{names_in, scratch};
+use crate::atomic::{names_in, scratch};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -139,7 +139,9 @@ fn a_killed_start_or_foreign_files_do_not_prevent_a_run() {
 fn opening_removes_the_leftovers_of_a_killed_save() {
     let (_dir, folder) = scratch();
     RunFolder::create(&folder).unwrap().save_last(&view(1)).unwrap();
-    fs::write(folder.join(".last.ckpt.Xy12.tmp"), "half").unwrap();
+    for name in [".last.ckpt.Xy12.tmp", ".curves.svg.Xy12.tmp", ".train.index.Xy12.tmp"] {
+        fs::write(folder.join(name), "half").unwrap();
+    }
     RunFolder::open(&folder).unwrap();
     assert_eq!(names_in(&folder), [LAST, LOCK]);
 }

@@ -79,7 +79,7 @@ mod exact {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::checkpoint::atomic::scratch;
+    use crate::atomic::scratch;
     use crate::checkpoint::format::save_atomic;
     use crate::rng::{Purpose, stream};
     use rand::Rng;

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use super::say;
-use crate::checkpoint::atomic;
+use crate::atomic;
 use crate::error::Result;
 use crate::report::comparison::{differing_settings, results, same_data};
 use crate::report::history::History;

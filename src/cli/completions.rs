@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use clap::CommandFactory;
 
 use super::{Cli, say};
-use crate::checkpoint::atomic;
+use crate::atomic;
 use crate::error::{Error, Result};
 
 /// Flags of `lemniscate completions`.

@@ -10,7 +10,7 @@ use super::inputs::{absolute, bar, stored_path};
 use super::say;
 use super::subject::{Subject, SubjectArguments};
 use super::train::set_threads;
-use crate::checkpoint::atomic;
+use crate::atomic;
 use crate::checkpoint::format::save_atomic;
 use crate::checkpoint::signals::Interrupt;
 use crate::checkpoint::state::Progress;

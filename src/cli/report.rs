@@ -4,7 +4,8 @@ use std::path::PathBuf;
 use std::time::SystemTime;
 
 use super::say;
-use crate::checkpoint::{atomic, run_folder};
+use crate::atomic;
+use crate::checkpoint::run_folder;
 use crate::config::TrainConfig;
 use crate::data::dataset::Splits;
 use crate::data::detect::{self, OpenOptions};

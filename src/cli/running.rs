@@ -6,7 +6,7 @@ use log::{Level, LevelFilter};
 
 use super::inputs::data_name;
 use super::{note, say};
-use crate::checkpoint::atomic;
+use crate::atomic;
 use crate::checkpoint::run_folder::{self, RunFolder};
 use crate::checkpoint::signals::Interrupt;
 use crate::checkpoint::state::Progress;

@@ -9,6 +9,7 @@ use std::io::Write;
 use std::path::Path;
 
 use super::walk::{Walk, WalkedDir, untouched, walk};
+use crate::atomic;
 use crate::error::{Error, Result};
 
 const MAGIC: &[u8; 8] = b"LMNINDEX";
@@ -40,14 +41,10 @@ pub enum Checked {
 /// # Errors
 /// If it cannot be written.
 pub fn write(path: &Path, walk: &Walk) -> Result<()> {
-    let fail = |source| Error::io(path, "write the file index", source);
-    let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    std::fs::create_dir_all(folder).map_err(fail)?;
-    let mut file = tempfile::NamedTempFile::new_in(folder).map_err(fail)?;
-    file.write_all(&encode(walk)).map_err(fail)?;
-    file.as_file().sync_all().map_err(fail)?;
-    file.persist(path).map_err(|error| fail(error.error))?;
-    Ok(())
+    if let Some(folder) = path.parent() {
+        std::fs::create_dir_all(folder).map_err(|source| Error::io(folder, "create", source))?;
+    }
+    atomic::replace(path, |file| file.write_all(&encode(walk)))
 }
 
 /// Reads the index at `path`.

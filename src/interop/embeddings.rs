@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::npy;
 use super::table::{CsvTable, Line, ParquetTable};
-use crate::checkpoint::atomic;
+use crate::atomic;
 use crate::data::dataset::Dataset;
 use crate::error::{Error, Result};
 

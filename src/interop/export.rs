@@ -14,7 +14,7 @@ use super::onnx::{self, OnnxOptions};
 use super::published::{Bank, Objective, Published, Script, Sgd};
 use super::table::{CsvTable, Line, ParquetTable};
 use super::torch::Archive;
-use crate::checkpoint::atomic;
+use crate::atomic;
 use crate::checkpoint::format::TensorBytes;
 use crate::config::ObjectiveKind;
 use crate::data::augment::Normalization;

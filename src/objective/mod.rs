@@ -18,8 +18,8 @@ pub mod softmax;
 pub use normalizer::{Entries, Normalizer, NormalizerMode};
 
 use crate::bank::MemoryBank;
-use crate::bank::kernels::rows::dot;
-use crate::bank::kernels::{Isa, Kernel, Simd};
+use crate::bank::kernels::Isa;
+use crate::bank::kernels::rows::Dot;
 
 /// A loss, the mean over the batch, and what training wants to know along with it.
 #[derive(Clone, Debug, PartialEq)]
@@ -79,17 +79,6 @@ impl<'a> Problem<'a> {
     /// `v·M[i]` of batch row `b`.
     fn positive_similarity(&self, b: usize) -> f64 {
         f64::from(self.isa.run(Dot(self.feature(b), self.positive(b))))
-    }
-}
-
-/// An inner product.
-struct Dot<'a>(&'a [f32], &'a [f32]);
-
-impl Kernel for Dot<'_> {
-    type Output = f32;
-    #[inline(always)]
-    fn run<S: Simd>(self, simd: S) -> f32 {
-        dot(simd, self.0, self.1)
     }
 }
 

@@ -142,7 +142,7 @@ impl Table {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::checkpoint::atomic::scratch;
+    use crate::atomic::scratch;
     use crate::report::history::tests::run;
 
     #[test]

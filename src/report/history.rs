@@ -235,7 +235,7 @@ fn name_of(path: &Path) -> String {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::checkpoint::atomic::scratch;
+    use crate::atomic::scratch;
     use crate::report::{Finding, MetricsWriter};
     use std::fs;
 

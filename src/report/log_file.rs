@@ -99,7 +99,7 @@ impl Reporter for LogReporter {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::checkpoint::atomic::scratch;
+    use crate::atomic::scratch;
     use std::time::Duration;
 
     #[test]

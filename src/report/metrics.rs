@@ -277,7 +277,7 @@ pub fn said(path: impl AsRef<Path>) -> BTreeSet<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::checkpoint::atomic::scratch;
+    use crate::atomic::scratch;
     use std::fs;
 
     fn step(step: u64) -> StepRecord {

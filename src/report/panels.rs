@@ -128,7 +128,7 @@ fn evaluations(run: &History, name: &str, place: impl Fn(u64, u64) -> f64) -> Po
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::checkpoint::atomic::scratch;
+    use crate::atomic::scratch;
     use crate::report::history::tests::run;
 
     #[test]

@@ -11,7 +11,7 @@ use image::RgbImage;
 use serde::{Deserialize, Serialize};
 
 use super::contact_sheet::{OTHER, SAME, Tile, contact_sheet};
-use crate::checkpoint::atomic;
+use crate::atomic;
 use crate::data::dataset::Splits;
 use crate::error::{Error, Result};
 use crate::eval::retrieval::Retrieval;
@@ -133,7 +133,7 @@ pub fn read(path: impl AsRef<Path>) -> Result<Vec<Snapshot>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::checkpoint::atomic::scratch;
+    use crate::atomic::scratch;
     use crate::eval::retrieval::Shown;
     use std::fs;
 

@@ -177,13 +177,14 @@ impl State {
         Ok(images)
     }
 
-    /// The `number`th readable image of a set, counted round and round.
+    /// The `number`th readable image of a set, counted round and round; 404 if there is none.
     pub fn pick(&self, set: Set, number: u64) -> Answer<u32> {
         let indices = match set {
             Set::Train => Arc::clone(&self.found_rows),
             Set::Test => self.images(set)?.trainable_indices().into(),
         };
-        Ok(indices[(number % indices.len() as u64) as usize])
+        let at = number.checked_rem(indices.len() as u64);
+        at.map(|at| indices[at as usize]).ok_or_else(|| ApiError::missing("none of these images can be read"))
     }
 
     /// Decodes image `index`, and makes something of it on the way.

@@ -1,11 +1,23 @@
 //! Products of one vector with scattered rows, any width; widths that are multiples of 16 are the fast case.
 
-use super::{LANES, Simd};
+use super::{Kernel, LANES, Simd};
 
 /// `a · b`.
 #[inline(always)]
 pub(crate) fn dot<S: Simd>(simd: S, a: &[f32], b: &[f32]) -> f32 {
     dot4(simd, a, [b; 4])[0]
+}
+
+/// [`dot`] by itself, for an [`Isa`](super::Isa) to run.
+pub(crate) struct Dot<'a>(pub &'a [f32], pub &'a [f32]);
+
+impl Kernel for Dot<'_> {
+    type Output = f32;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) -> f32 {
+        dot(simd, self.0, self.1)
+    }
 }
 
 /// `query · row` for sixteen rows of the query's width.

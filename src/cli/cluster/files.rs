@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use crate::checkpoint::atomic;
+use crate::atomic;
 use crate::cli::inputs::bar;
 use crate::cli::subject::Subject;
 use crate::data::dataset::Dataset;

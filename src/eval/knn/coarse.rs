@@ -8,7 +8,7 @@
 use rayon::prelude::*;
 
 use super::search::{Best, Neighbors, SearchOptions, index_of, key, nearest, similarity_of};
-use crate::bank::kernels::rows::dot;
+use crate::bank::kernels::rows::Dot;
 use crate::bank::kernels::{Isa, Kernel, Simd};
 
 /// Levels of a row's numbers on either side of 0: what 8 bits hold.
@@ -150,17 +150,6 @@ fn largest(values: &[f32]) -> f32 {
 
 fn length(values: &[f32]) -> f32 {
     values.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>().sqrt() as f32
-}
-
-struct Dot<'a>(&'a [f32], &'a [f32]);
-
-impl Kernel for Dot<'_> {
-    type Output = f32;
-
-    #[inline(always)]
-    fn run<S: Simd>(self, simd: S) -> f32 {
-        dot(simd, self.0, self.1)
-    }
 }
 
 /// A query in 16 bits a number, and how uncertain its coarse similarities are.

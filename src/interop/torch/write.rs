@@ -15,7 +15,7 @@ use zip::write::SimpleFileOptions;
 use zip::{CompressionMethod, ZipWriter};
 
 use super::Dtype;
-use crate::checkpoint::atomic;
+use crate::atomic;
 use crate::checkpoint::format::TensorBytes;
 use crate::error::{Error, Result};
 use crate::pickle::{Global, Tree};

@@ -183,7 +183,7 @@ fn text(value: &Value) -> String {
 #[cfg(test)]
 mod tests_of_pages {
     use super::*;
-    use crate::checkpoint::atomic::scratch;
+    use crate::atomic::scratch;
     use crate::report::history::tests::run;
     use crate::report::html::comparison_page;
     use std::time::Duration;

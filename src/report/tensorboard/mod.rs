@@ -166,7 +166,7 @@ fn next_name(folder: &Path) -> Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::checkpoint::atomic::{names_in, scratch};
+    use crate::atomic::{names_in, scratch};
 
     /// The records of a file, checked as TensorBoard checks them.
     fn events(path: &Path) -> Vec<Event> {
