@@ -64,9 +64,15 @@ bench: build
 browser: build
 	@rm -rf runs/browser
 	@mkdir -p runs
-	target/release/lemniscate train synthetic:400x32 --out runs/browser --arch resnet18 --width 8 --epochs 1
+	target/release/lemniscate train synthetic:400x32 --out runs/browser --arch resnet18 --width 8 --epochs 2
 	target/release/lemniscate neighbors runs/browser --queries 40 --against raw-pixels
-	node tests/browser/neighbors.mjs runs/browser/neighbors.html
+	target/release/lemniscate cluster runs/browser
+	target/release/lemniscate report runs/browser
+	target/release/lemniscate compare runs/browser runs/browser --out runs/browser/compare.html
+	node tests/browser/neighbors.mjs runs/browser/neighbors.html runs/browser
+	node tests/browser/clusters.mjs runs/browser/clusters/clusters.html runs/browser
+	node tests/browser/standalone.mjs runs/browser runs/browser/report.html runs/browser/compare.html
+	node tests/browser/with_server.mjs target/release/lemniscate runs/browser tests/browser/serve.mjs runs/browser
 
 clean:
 	$(CARGO) clean

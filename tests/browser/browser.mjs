@@ -47,3 +47,11 @@ export const fits = (page) => page.evaluate(() => document.documentElement.scrol
 /** Pictures that did not load, of those in view. */
 export const broken = (page) => page.evaluate(() =>
   [...document.images].filter((image) => image.complete && !image.naturalWidth).map((image) => image.src.slice(0, 80)));
+
+/** Which visible row of pictures has the focus, and which picture in it; -1 where none has. */
+export const focused = (page) => page.evaluate(() => {
+  const row = document.activeElement.closest('.retrieval');
+  const tiles = row ? [...row.querySelectorAll('.tile')] : [];
+  const rows = [...document.querySelectorAll('.retrieval:not([hidden])')];
+  return { row: rows.indexOf(row), tile: tiles.indexOf(document.activeElement) };
+});

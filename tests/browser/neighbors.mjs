@@ -2,7 +2,7 @@
 // The page must have been made with labels, and so have successes and failures.
 import path from 'node:path';
 import { pathToFileURL } from 'node:url';
-import { broken, check, fits, launch } from './browser.mjs';
+import { broken, check, fits, focused, launch } from './browser.mjs';
 
 const [file, pictures] = process.argv.slice(2);
 if (!file) throw new Error('usage: node neighbors.mjs PAGE.html [FOLDER FOR SCREENSHOTS]');
@@ -11,12 +11,6 @@ const browser = await launch();
 const shot = async (page, name) => {
   if (pictures) await page.screenshot({ path: path.join(pictures, `${name}.png`) });
 };
-const focused = (page) => page.evaluate(() => {
-  const row = document.activeElement.closest('.retrieval');
-  const tiles = row ? [...row.querySelectorAll('.tile')] : [];
-  const rows = [...document.querySelectorAll('.retrieval:not([hidden])')];
-  return { row: rows.indexOf(row), tile: tiles.indexOf(document.activeElement) };
-});
 
 try {
   const page = await browser.page();
