@@ -1,20 +1,17 @@
-//! `lemniscate finetune`: what an encoder is worth where few labels are to be had.
+//! One network after the other, and the folder that keeps what is finished.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::inputs::{absolute, bar, stored_path};
-use super::say;
-use super::subject::{Subject, SubjectArguments};
-use super::train::set_threads;
+use super::arguments::{Arguments, Start};
 use crate::atomic;
 use crate::checkpoint::format::save_atomic;
-use crate::checkpoint::signals::Interrupt;
 use crate::checkpoint::state::Progress;
-use crate::config::{TrainConfig, check_threads, name_of};
+use crate::cli::inputs::{absolute, bar, stored_path};
+use crate::cli::subject::Subject;
+use crate::config::{TrainConfig, name_of};
 use crate::data::dataset::Dataset;
 use crate::error::{Error, Result};
 use crate::eval::finetune::{self, FinetuneSettings};
@@ -24,185 +21,30 @@ use crate::model::{Encoder, Head};
 use crate::train::start::{fresh_encoder, identify};
 use crate::train::state::{Origin, Saved, load_trunk_only, save_encoder};
 
-/// Where the weights of the trunk come from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, clap::ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub enum Start {
-    /// From the checkpoint.
-    Pretrained,
-    /// Random ones: the control.
-    Scratch,
-    /// Each in turn.
-    Both,
-}
-
 /// The settings that finished results belong to.
 const SETTINGS: &str = "settings.json";
 /// Finished results, a line each.
 const RESULTS: &str = "results.jsonl";
 
-/// Flags of `lemniscate finetune`.
-#[derive(clap::Args)]
-#[command(after_help = "Interrupted, it keeps what is finished in the folder; the same command goes on.\n\n\
-Examples:\n  lemniscate finetune runs/a --label-fraction 0.01,0.02,0.1,0.2\n  lemniscate finetune model.pth photos/ --label-fraction 0.1 --start pretrained --out tuned")]
-pub struct Arguments {
-    #[command(flatten)]
-    subject: SubjectArguments,
-    /// Share of each class's training images whose labels are used, at least one image a class; a list tries each
-    #[arg(
-        long = "label-fraction",
-        value_name = "SHARE",
-        value_delimiter = ',',
-        default_value = "0.01,0.02,0.1,0.2"
-    )]
-    fractions: Vec<f64>,
-    /// Weights to start from: the checkpoint's, random ones as a control, or each
-    #[arg(long, value_enum, default_value = "both")]
-    start: Start,
-    /// Passes over the labelled images; the rate falls to a tenth after 3/7 and 6/7 of them
-    #[arg(long, default_value_t = 70, value_parser = clap::value_parser!(u64).range(1..))]
-    epochs: u64,
-    /// Learning rate
-    #[arg(long, default_value_t = 0.01)]
-    lr: f64,
-    /// Images of a step [default: the run's]
-    #[arg(short, long)]
-    batch_size: Option<usize>,
-    /// Weight decay [default: the run's]
-    #[arg(long)]
-    weight_decay: Option<f64>,
-    /// Of the chosen images, the first weights of what is new, the order and the random views
-    #[arg(long, default_value_t = 0)]
-    seed: u64,
-    /// Where lists, results and networks go [default: finetune/ in the run folder]
-    #[arg(short, long, value_name = "FOLDER")]
-    out: Option<PathBuf>,
-    /// Threads that compute; 0: all cores
-    #[arg(long, default_value_t = 0)]
-    threads: usize,
-    /// Print the accuracy of each class too
-    #[arg(long)]
-    per_class: bool,
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
-}
-
-impl Arguments {
-    fn check(&self) -> Result<()> {
-        check_threads(self.threads as i64)?;
-        let wrong = |message: String| Err(Error::usage(message));
-        if let Some(bad) = self.fractions.iter().find(|share| !(**share > 0.0 && **share <= 1.0)) {
-            return wrong(format!("--label-fraction must lie above 0 and not above 1, found {bad}"));
-        }
-        if !(self.lr.is_finite() && self.lr > 0.0) {
-            return wrong(format!("--lr must be positive, found {}", self.lr));
-        }
-        if self.batch_size.is_some_and(|size| size < 2) {
-            return wrong("--batch-size must be at least 2: BatchNorm needs more than one image".into());
-        }
-        if self.weight_decay.is_some_and(|decay| !(decay.is_finite() && decay >= 0.0)) {
-            return wrong("--weight-decay must not be negative".into());
-        }
-        Ok(())
-    }
-
-    fn starts(&self) -> &'static [Start] {
-        match self.start {
-            Start::Both => &[Start::Pretrained, Start::Scratch],
-            Start::Pretrained => &[Start::Pretrained],
-            Start::Scratch => &[Start::Scratch],
-        }
-    }
-
-    fn settings(&self, config: &TrainConfig) -> FinetuneSettings {
-        FinetuneSettings {
-            epochs: self.epochs,
-            batch_size: self.batch_size.unwrap_or(config.batch_size).max(2),
-            lr: self.lr,
-            milestones: [3.0, 6.0].map(|part| (self.epochs as f64 * part / 7.0).round()).to_vec(),
-            momentum: config.momentum,
-            weight_decay: self.weight_decay.unwrap_or(config.weight_decay),
-            seed: self.seed,
-        }
-    }
-}
-
-/// Fine-tunes, tests, and prints what is reached.
-pub fn run(arguments: Arguments) -> Result<()> {
-    arguments.check()?;
-    set_threads(arguments.threads)?;
-    let subject = arguments.subject.open()?;
-    let test = labelled_test(&subject)?;
-    let mut bench = Bench::open(&arguments, &subject, test)?;
-    if !arguments.json {
-        say(subject.describe())?;
-        say(bench.describe())?;
-    }
-    let plan: Vec<(f64, Start)> = arguments
-        .fractions
-        .iter()
-        .flat_map(|&fraction| arguments.starts().iter().map(move |&start| (fraction, start)))
-        .collect();
-    let interrupt = Interrupt::install()?;
-    let mut results = Vec::new();
-    for &(fraction, start) in &plan {
-        let result = match bench.finished.get(&key(fraction, start)) {
-            Some(result) => result.clone(),
-            None => bench.run_one(fraction, start, &|| {
-                let kept = format!(
-                    "{} of {} are finished, in {}; the same command goes on",
-                    results.len(),
-                    plan.len(),
-                    bench.out.display()
-                );
-                if interrupt.interrupted() { Err(Error::Interrupted { saved: kept }) } else { Ok(()) }
-            })?,
-        };
-        if !bench.finished.contains_key(&key(fraction, start)) {
-            bench.keep(fraction, start, &result)?;
-        }
-        results.push(result);
-    }
-    print(&arguments, &plan, &results, &subject.splits.train)
-}
-
-/// The test images, if both splits can be learnt from and tested with.
-fn labelled_test(subject: &Subject) -> Result<&Dataset> {
-    let splits = &subject.splits;
-    let refuse = |reason: &str, hint: &str| {
-        Err(Error::Data { path: splits.root.clone(), reason: reason.into(), hint: Some(hint.into()) })
-    };
-    let Some(test) = &splits.test else {
-        return refuse("there are no test images to test a classifier on", "--test-data names some");
-    };
-    if splits.train.labels().is_none() || test.labels().is_none() || splits.train.n_classes() < 2 {
-        return refuse(
-            "fine-tuning needs labels of two classes or more",
-            "a folder for each class, or a list `path,label`, gives them",
-        );
-    }
-    Ok(test)
-}
-
 /// Names a result.
-fn key(fraction: f64, start: Start) -> String {
+pub(super) fn key(fraction: f64, start: Start) -> String {
     format!("{}-{fraction}", name_of(start))
 }
 
 /// Everything that all fractions share, and the folder that keeps what is finished.
-struct Bench<'a> {
-    subject: &'a Subject,
-    test: &'a Dataset,
-    settings: FinetuneSettings,
+pub(super) struct Bench<'a> {
+    pub(super) subject: &'a Subject,
+    pub(super) test: &'a Dataset,
+    pub(super) settings: FinetuneSettings,
     /// Of the network with a classifier in the place of its head.
-    config: TrainConfig,
-    out: PathBuf,
-    finished: BTreeMap<String, Value>,
+    pub(super) config: TrainConfig,
+    pub(super) out: PathBuf,
+    pub(super) finished: BTreeMap<String, Value>,
 }
 
 impl<'a> Bench<'a> {
-    fn open(arguments: &Arguments, subject: &'a Subject, test: &'a Dataset) -> Result<Self> {
+    /// The settings, and what the folder has of them.
+    pub(super) fn open(arguments: &Arguments, subject: &'a Subject, test: &'a Dataset) -> Result<Self> {
         let Subject { found, splits, encoder, .. } = subject;
         let out = match (&arguments.out, subject.run_folder()) {
             (Some(out), _) => out.clone(),
@@ -242,7 +84,8 @@ impl<'a> Bench<'a> {
         Ok(Bench { subject, test, settings, config, out, finished })
     }
 
-    fn describe(&self) -> String {
+    /// The protocol in two lines.
+    pub(super) fn describe(&self) -> String {
         let FinetuneSettings { epochs, batch_size, lr, milestones, momentum, weight_decay, seed } =
             &self.settings;
         format!(
@@ -265,7 +108,12 @@ impl<'a> Bench<'a> {
     }
 
     /// Trains and tests one network; `check` says when to stop.
-    fn run_one(&self, fraction: f64, start: Start, check: &dyn Fn() -> Result<()>) -> Result<Value> {
+    pub(super) fn run_one(
+        &self,
+        fraction: f64,
+        start: Start,
+        check: &dyn Fn() -> Result<()>,
+    ) -> Result<Value> {
         let Subject { splits, input, found, .. } = self.subject;
         let train = &splits.train;
         let usable = train.trainable_indices();
@@ -355,7 +203,7 @@ impl<'a> Bench<'a> {
     }
 
     /// Remembers a finished result, here and in the run folder.
-    fn keep(&mut self, fraction: f64, start: Start, result: &Value) -> Result<()> {
+    pub(super) fn keep(&mut self, fraction: f64, start: Start, result: &Value) -> Result<()> {
         self.finished.insert(key(fraction, start), result.clone());
         let lines: String = self.finished.values().map(|result| format!("{result}\n")).collect();
         atomic::write_text(&self.out.join(RESULTS), &lines)?;
@@ -398,29 +246,4 @@ fn open_folder(out: &Path, identity: &Value) -> Result<BTreeMap<String, Value>> 
         finished.insert(format!("{start}-{fraction}"), result);
     }
     Ok(finished)
-}
-
-fn print(arguments: &Arguments, plan: &[(f64, Start)], results: &[Value], train: &Dataset) -> Result<()> {
-    if arguments.json {
-        return results.iter().try_for_each(say);
-    }
-    say("labels    images  start         top-1   top-5")?;
-    let percent = |value: &Value| 100.0 * value.as_f64().unwrap_or(f64::NAN);
-    for ((fraction, start), result) in plan.iter().zip(results) {
-        say(format_args!(
-            "{:>6} %  {:>6}  {:<10}  {:>7.2}  {:>6.2}",
-            100.0 * fraction,
-            result["images"],
-            name_of(*start),
-            percent(&result["top1"]),
-            percent(&result["top5"])
-        ))?;
-        if arguments.per_class {
-            for (class, share) in result["per_class"].as_array().into_iter().flatten().enumerate() {
-                let name = train.class_name(class as u32).unwrap_or_default();
-                say(format_args!("    {name:<24} {:>6.2}", percent(share)))?;
-            }
-        }
-    }
-    say(format_args!("chance: {:.2} %", 100.0 / train.n_classes() as f64))
 }
