@@ -16,7 +16,7 @@ use crate::error::{Error, Result};
 use crate::eval::linear::augmented::{self, Views};
 use crate::eval::linear::cache::{self, Cache};
 use crate::eval::linear::features::{self, Moments, Place, Standardiser};
-use crate::eval::linear::{Examples, Outcome, lbfgs, solve, train};
+use crate::eval::linear::{Examples, Outcome, lbfgs, metric, solve, train};
 use crate::eval::stratified;
 
 /// Memory for features where the system does not say how much is free.
@@ -112,7 +112,10 @@ fn memory(arguments: &Arguments, labelled: &Labelled<'_>, places: &[Place], held
     let classifier = |place: &Place| {
         let variables = (place.dim() + 1) * labelled.train.n_classes();
         match arguments.solver() {
-            Solver::Lbfgs => heads * (lbfgs::numbers_kept(variables) * 8 + variables * 16),
+            Solver::Lbfgs => {
+                heads * (lbfgs::numbers_kept(variables) * 8 + variables * 16)
+                    + metric::bytes(place.dim(), heads)
+            }
             // Weights, momentum, gradient and their product with the rates, twice for each rate.
             Solver::Sgd => 2 * heads * variables * 16,
         }

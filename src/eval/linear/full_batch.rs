@@ -7,6 +7,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::heads::Heads;
 use super::lbfgs::{End, Lbfgs};
+use super::metric::SecondMoments;
 use super::{Examples, Fitted};
 
 /// Largest component of the gradient of the mean loss at which a problem counts as solved.
@@ -30,8 +31,22 @@ pub fn fit(
     let (dim, classes) = (examples.features.dim(), examples.n_classes);
     let variables = (dim + 1) * classes;
     let starts = starts.unwrap_or_else(|| vec![vec![0.0; variables]; l2.len()]);
-    let mut problems: Vec<Lbfgs> =
-        starts.into_iter().map(|start| Lbfgs::new(start, TOLERANCE, most_iterations)).collect();
+    let moments = SecondMoments::of(examples, counts, CHUNK);
+    let metrics: Vec<_> = l2
+        .iter()
+        .map(|&l2| {
+            let metric = moments.as_ref()?.metric(classes, l2)?;
+            Some(move |gradient: &[f64]| metric.apply(gradient))
+        })
+        .collect();
+    let mut problems: Vec<Lbfgs<'_>> = Vec::with_capacity(l2.len());
+    for (start, metric) in starts.into_iter().zip(&metrics) {
+        let problem = Lbfgs::new(start, TOLERANCE, most_iterations);
+        problems.push(match metric {
+            Some(metric) => problem.in_metric(metric),
+            None => problem,
+        });
+    }
     let mut passes = 0;
     loop {
         let open: Vec<usize> = (0..problems.len()).filter(|&p| problems[p].end().is_none()).collect();

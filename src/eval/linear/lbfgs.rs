@@ -32,9 +32,13 @@ pub enum End {
     Stalled,
 }
 
+/// What an estimate of the inverse Hessian makes of a gradient: the metric in which steps are steepest.
+pub type InverseHessian<'a> = &'a dyn Fn(&[f64]) -> Vec<f64>;
+
 /// One minimisation under way.
-#[derive(Debug)]
-pub struct Lbfgs {
+pub struct Lbfgs<'a> {
+    /// Stands for the curvature before there is a history; the identity if there is none.
+    metric: Option<InverseHessian<'a>>,
     tolerance: f64,
     most_iterations: usize,
     iterations: usize,
@@ -66,11 +70,12 @@ impl Search {
     }
 }
 
-impl Lbfgs {
+impl<'a> Lbfgs<'a> {
     /// Starts at `start`; ends when the largest component of the gradient is at most `tolerance`.
     pub fn new(start: Vec<f64>, tolerance: f64, most_iterations: usize) -> Self {
         let n = start.len();
         Lbfgs {
+            metric: None,
             tolerance,
             most_iterations,
             iterations: 0,
@@ -85,6 +90,11 @@ impl Lbfgs {
             started: false,
             end: None,
         }
+    }
+
+    /// The same with a symmetric, positive definite estimate of the inverse Hessian to start out from.
+    pub fn in_metric(self, metric: InverseHessian<'a>) -> Self {
+        Lbfgs { metric: Some(metric), ..self }
     }
 
     /// Where value and gradient are wanted next.
@@ -196,7 +206,10 @@ impl Lbfgs {
             self.slope = dot(&self.direction, &self.gradient);
         }
         // Without curvature known, a first step of length one at most.
-        let step = if self.history.is_empty() { (-self.slope).sqrt().recip().min(1.0) } else { 1.0 };
+        let step = match self.metric {
+            None if self.history.is_empty() => (-self.slope).sqrt().recip().min(1.0),
+            _ => 1.0,
+        };
         self.search = Search::from(step);
         self.place_trial();
     }
@@ -217,8 +230,11 @@ impl Lbfgs {
             add(&mut q, -weight, change);
             weights.push(weight);
         }
+        let measured =
+            |gradient: &[f64]| self.metric.map_or_else(|| gradient.to_vec(), |metric| metric(gradient));
+        q = measured(&q);
         if let Some((_, change, inverse)) = self.history.back() {
-            let scale = 1.0 / (inverse * dot(change, change));
+            let scale = 1.0 / (inverse * dot(change, &measured(change)));
             q.iter_mut().for_each(|x| *x *= scale);
         }
         for ((step, change, inverse), weight) in self.history.iter().zip(weights.into_iter().rev()) {
@@ -241,7 +257,7 @@ fn add(to: &mut [f64], factor: f64, what: &[f64]) {
 mod tests {
     use super::*;
 
-    fn minimise(mut it: Lbfgs, function: impl Fn(&[f64]) -> (f64, Vec<f64>)) -> Lbfgs {
+    fn minimise(mut it: Lbfgs<'_>, function: impl Fn(&[f64]) -> (f64, Vec<f64>)) -> Lbfgs<'_> {
         while it.end().is_none() {
             let (value, gradient) = function(it.trial());
             it.tell(value, gradient);
@@ -264,6 +280,19 @@ mod tests {
         assert!(it.point().iter().zip(0..).all(|(x, i)| (x - f64::from(i)).abs() < 1e-7), "{:?}", it.point());
         // SciPy's L-BFGS-B needs 802.
         assert!(it.iterations() < 1000, "{}", it.iterations());
+    }
+
+    /// In the metric of its own Hessian a quadratic is round, and one step leads to its minimum.
+    #[test]
+    fn the_right_metric_needs_one_step() {
+        let scales: Vec<f64> = (0..30).map(|i| 10_f64.powi(i / 4)).collect();
+        let function = |x: &[f64]| {
+            let gradient: Vec<f64> = x.iter().zip(&scales).map(|(x, a)| a * (x - 1.0)).collect();
+            (gradient.iter().zip(&scales).map(|(g, a)| 0.5 * g * g / a).sum(), gradient)
+        };
+        let inverse = |gradient: &[f64]| gradient.iter().zip(&scales).map(|(g, a)| g / a).collect();
+        let it = minimise(Lbfgs::new(vec![0.0; 30], 1e-6, 1000).in_metric(&inverse), function);
+        assert_eq!((it.end(), it.iterations()), (Some(End::Converged), 1));
     }
 
     #[test]

@@ -12,6 +12,7 @@ pub mod features;
 pub mod full_batch;
 pub mod heads;
 pub mod lbfgs;
+pub mod metric;
 pub mod sgd;
 
 use serde::Serialize;
