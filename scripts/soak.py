@@ -283,7 +283,7 @@ class Soak:
             elif how == "pipe":
                 os.mkfifo(image)
             if missed:
-                child.wait()
+                child.communicate()
             else:
                 self.ends(child, image.name, "is saved")
         finally:
