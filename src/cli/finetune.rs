@@ -6,10 +6,9 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::inputs::{absolute, bar, stored_path};
+use super::inputs::{absolute, bar, set_threads, stored_path};
 use super::say;
 use super::subject::{Subject, SubjectArguments};
-use super::train::set_threads;
 use crate::checkpoint::atomic;
 use crate::checkpoint::format::save_atomic;
 use crate::checkpoint::signals::Interrupt;

@@ -5,10 +5,9 @@ use std::path::PathBuf;
 use serde::Serialize;
 use serde_json::json;
 
-use super::inputs::with_bar;
+use super::inputs::{set_threads, with_bar};
 use super::say;
 use super::subject::{Subject, SubjectArguments};
-use super::train::set_threads;
 use crate::config::check_threads;
 use crate::data::dataset::Dataset;
 use crate::error::{Error, Result};

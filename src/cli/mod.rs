@@ -15,6 +15,7 @@ mod embed;
 mod eval;
 mod export;
 mod finetune;
+mod fresh;
 mod import;
 mod inputs;
 mod inspect;
