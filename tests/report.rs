@@ -285,7 +285,7 @@ fn completions_and_manual_pages_know_every_command() {
         .filter_map(|line| line.split_whitespace().next())
         .filter(|name| *name != "help")
         .collect();
-    assert!(commands.len() >= 17 && commands.contains(&"report"), "{commands:?}");
+    assert!(commands.len() >= 18 && commands.contains(&"bench"), "{commands:?}");
     succeeds(folder, ["man", "--out", "man"]);
     assert_eq!(std::fs::read_dir(folder.join("man")).unwrap().count(), commands.len() + 1);
     assert!(read(folder.join("man/lemniscate-train.1")).contains("\\-\\-temperature"));

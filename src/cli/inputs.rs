@@ -132,6 +132,20 @@ pub fn open_run_data(
     Ok(splits)
 }
 
+/// Fixes the number of computing threads of libtorch and of our own kernels; 0 takes all cores.
+///
+/// # Errors
+/// If the threads cannot be started.
+pub fn set_threads(threads: usize) -> Result<()> {
+    let threads =
+        if threads == 0 { std::thread::available_parallelism().map_or(1, usize::from) } else { threads };
+    tch::set_num_threads(threads as i32);
+    rayon::ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .build_global()
+        .map_err(|e| Error::usage(format!("--threads {threads}: {e}")))
+}
+
 /// Number of images looked at to choose a preset.
 const LOOKED_AT: usize = 9;
 

@@ -7,6 +7,7 @@ use clap::{Parser, Subcommand};
 use crate::checkpoint::signals::size_limit_is_an_error;
 use crate::error::Result;
 
+mod bench;
 mod cluster;
 mod compare;
 mod completions;
@@ -15,6 +16,7 @@ mod embed;
 mod eval;
 mod export;
 mod finetune;
+mod fresh;
 mod import;
 mod inputs;
 mod inspect;
@@ -64,6 +66,8 @@ enum Command {
     Data(data::Arguments),
     /// Make one file of a data set, which loads faster
     Pack(pack::Arguments),
+    /// Say where the time of training goes on this machine, and what would make it faster
+    Bench(Box<bench::Arguments>),
     /// Say what a checkpoint holds, ours or PyTorch's, or a packed data set
     Inspect(inspect::Arguments),
     /// Make a checkpoint of a PyTorch or safetensors file
@@ -92,6 +96,7 @@ pub fn main() -> ExitCode {
         Command::Serve(arguments) => serve::run(arguments),
         Command::Data(arguments) => data::run(arguments),
         Command::Pack(arguments) => pack::run(arguments),
+        Command::Bench(arguments) => bench::run(*arguments),
         Command::Inspect(arguments) => inspect::run(arguments),
         Command::Import(arguments) => import::run(arguments),
         Command::Export(arguments) => export::run(arguments),

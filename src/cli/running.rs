@@ -13,6 +13,7 @@ use crate::checkpoint::state::Progress;
 use crate::config::{ObjectiveKind, TrainConfig, name_of};
 use crate::data::dataset::{Dataset, Splits};
 use crate::error::{Error, Result};
+use crate::model::device::device_name;
 use crate::report::log_file::{LogFile, LogReporter};
 use crate::report::machine::Machine;
 use crate::report::retrievals::RetrievalsWriter;
@@ -77,10 +78,7 @@ pub fn go(parts: Parts, watching: &Watching) -> Result<()> {
     let log = LogFile::open(&folder.file(run_folder::LOG), watching.log_level)?;
     let machine = Machine {
         from_step: state.progress.step,
-        device: match device {
-            tch::Device::Cuda(index) => format!("cuda:{index}"),
-            other => format!("{other:?}").to_lowercase(),
-        },
+        device: device_name(device),
         precision: state.encoder.precision().to_string(),
         threads: rayon::current_num_threads(),
         workers: config.workers,

@@ -1,23 +1,20 @@
 //! `lemniscate train`: start a run, repeat one from its configuration, or go on with one.
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use log::LevelFilter;
 
-use super::inputs::{absolute, bar, data_name, preset_for, stored_path, without_unreadable};
+use super::fresh::{Asked, Opened, check_memory, checked};
+use super::inputs::{absolute, bar, data_name, set_threads, stored_path};
 use super::running::{self, Notes, Parts, Watching, write_manifest};
 use super::settings::Settings;
 use super::{eval, pretrained};
 use crate::checkpoint::run_folder::{self, RunFolder};
-use crate::config::{BankInit, Monitor, Preset, TrainConfig, check_threads, name_of, read_layer};
-use crate::data::dataset::Splits;
+use crate::config::{BankInit, Monitor, Preset, TrainConfig, name_of};
 use crate::data::detect::{self, OpenOptions};
-use crate::data::watch::DEFAULT_READ_TIMEOUT;
 use crate::error::{Error, Result};
 use crate::interop;
 use crate::report::MetricsWriter;
-use crate::train::memory::{self, Estimate};
 use crate::train::step::Objective;
 use crate::train::{self, start};
 
@@ -117,71 +114,28 @@ pub fn run(arguments: Arguments) -> Result<()> {
 
 fn fresh(arguments: &Arguments) -> Result<()> {
     let mut notes = Notes::new(arguments.quiet);
-    let file = arguments.config.as_deref().map(read_layer).transpose()?.unwrap_or_default();
-    let flags = arguments.settings.layer()?;
-    let data = match (&arguments.data, file.get("data").and_then(|v| v.as_str())) {
-        (Some(path), _) => path.clone(),
-        (None, Some(path)) => PathBuf::from(path),
-        (None, None) => {
-            return Err(Error::Usage {
-                message: "no data given".into(),
-                hint: Some(
-                    "lemniscate train DATA; to see it work without any: lemniscate train synthetic".into(),
-                ),
-            });
-        }
-    };
-    // Listing files uses the same threads as training, so their number is settled first.
-    let threads = layered(&flags, &file, "threads").and_then(toml::Value::as_integer).unwrap_or(0);
-    check_threads(threads)?;
-    set_threads(threads as usize)?;
-    let seed = layered(&flags, &file, "seed").and_then(toml::Value::as_integer).unwrap_or(0) as u64;
-    let test_path = layered(&flags, &file, "test-data").and_then(toml::Value::as_str).map(PathBuf::from);
-    // A format in the configuration belongs to the data named there.
-    let format = match (arguments.settings.data_format(), &arguments.data, file.get("data-format")) {
-        (None, None, Some(named)) => {
-            Some(named.clone().try_into().map_err(|e: toml::de::Error| Error::usage(e.to_string()))?)
-        }
-        (given, _, _) => given,
-    };
     // The index is written while the files are listed, before there is a run folder to keep it in.
     let index = tempfile::tempdir().map_err(|e| Error::io(std::env::temp_dir(), "create a folder", e))?;
-    let index_dir = Some(index.path().to_owned());
-    let splits =
-        detect::open(&data, format, &OpenOptions { seed, test_path, index_dir, ..OpenOptions::default() })?;
-    let preset = match arguments.preset {
-        Some(preset) => preset,
-        // Before there are settings: this one is looked up by itself, and checked with the others below.
-        None => {
-            let given = layered(&flags, &file, "read-timeout").and_then(as_number);
-            let limit = given.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
-            preset_for(&splits.train, limit.unwrap_or(DEFAULT_READ_TIMEOUT))?
-        }
-    };
-    let mut file = file;
-    for key in ["data", "data-format"] {
-        file.remove(key);
-    }
-    let stored_path = stored_path(&data, splits.format)?;
+    let opened = Opened::open(Asked {
+        data: arguments.data.as_deref(),
+        otherwise: None,
+        config: arguments.config.as_deref(),
+        preset: arguments.preset,
+        settings: &arguments.settings,
+        index_dir: Some(index.path().to_owned()),
+    })?;
     let weights = arguments.pretrained.as_deref().map(interop::find_trunk).transpose()?;
     let network = match &weights {
         Some(weights) => pretrained::network_of(weights)?,
         None => toml::Table::new(),
     };
-    let layers = [("--pretrained", network), ("--config", file), ("flags", flags)];
-    let config = TrainConfig::resolve(preset, &stored_path, splits.format, &layers)?;
-    let device = config.device.resolve()?;
-    let config = TrainConfig {
-        precision: config.precision.resolve(device).into(),
-        test_data: config.test_data.as_deref().map(absolute).transpose()?,
-        noise_weights: config.noise_weights.as_deref().map(absolute).transpose()?,
-        ..config
-    };
+    let (config, device) = opened.settings(network)?;
+    let splits = opened.splits;
     // What can be refused is refused before every image is decoded.
     if let Some(out) = &arguments.out {
         RunFolder::check_free(out)?;
     }
-    check_memory(arguments, &mut notes, &config, splits.train.len(), device)?;
+    check_memory(arguments.ignore_memory_estimate, &mut notes, &config, splits.train.len(), device)?;
     start::noise(&config, &splits.train)?;
     let encoder = match &weights {
         Some(weights) => pretrained::encoder_from(weights, &config, device, |message| notes.add(message))?,
@@ -268,7 +222,7 @@ fn resume(path: &Path, arguments: &Arguments) -> Result<()> {
     let splits = start::quarantine_again(splits, &found.saved.data)?;
     let identity = start::identify(&splits)?;
     start::check_data(&found, &identity, arguments.accept_changed_data)?;
-    check_memory(arguments, &mut notes, &config, splits.train.len(), device)?;
+    check_memory(arguments.ignore_memory_estimate, &mut notes, &config, splits.train.len(), device)?;
     let noise = start::noise(&config, &splits.train)?;
     let mut state = train::state::load(&found.checkpoint, &found.saved, &config, device)?;
     let measure =
@@ -297,24 +251,6 @@ fn resume(path: &Path, arguments: &Arguments) -> Result<()> {
     running::go(parts, &arguments.watching())
 }
 
-/// Refuses a run that will not fit into memory, unless told not to.
-fn check_memory(
-    arguments: &Arguments,
-    notes: &mut Notes,
-    config: &TrainConfig,
-    n: usize,
-    device: tch::Device,
-) -> Result<()> {
-    let Some(available) = memory::available() else { return Ok(()) };
-    match Estimate::new(config, n, device).check(&available) {
-        Err(error) if arguments.ignore_memory_estimate => {
-            notes.add(&error.to_string());
-            Ok(())
-        }
-        checked => checked,
-    }
-}
-
 /// Moves the file index of the data into the run folder, where a resumed run checks it instead of listing anew.
 fn keep_index(written: &Path, folder: &RunFolder) -> Result<()> {
     let io = |e| Error::io(written, "keep the file index", e);
@@ -325,35 +261,7 @@ fn keep_index(written: &Path, folder: &RunFolder) -> Result<()> {
     Ok(())
 }
 
-/// The splits without unreadable images, or the list of them as an error.
-fn checked(splits: Splits, config: &TrainConfig) -> Result<Splits> {
-    let check = |split| without_unreadable(split, config.quarantine, config.threads, config.read_timeout());
-    Ok(Splits { train: check(splits.train)?, test: splits.test.map(check).transpose()?, ..splits })
-}
-
 /// A new folder under `runs/`, named after time, data and architecture.
 fn new_folder(config: &TrainConfig) -> Result<RunFolder> {
     RunFolder::create_in(Path::new("runs"), &data_name(&config.data), &name_of(config.arch))
-}
-
-/// Fixes the number of computing threads of libtorch and of our own kernels; 0 takes all cores.
-///
-/// # Errors
-/// If the threads cannot be started.
-pub(super) fn set_threads(threads: usize) -> Result<()> {
-    let threads =
-        if threads == 0 { std::thread::available_parallelism().map_or(1, usize::from) } else { threads };
-    tch::set_num_threads(threads as i32);
-    rayon::ThreadPoolBuilder::new()
-        .num_threads(threads)
-        .build_global()
-        .map_err(|e| Error::usage(format!("--threads {threads}: {e}")))
-}
-
-fn layered<'a>(flags: &'a toml::Table, file: &'a toml::Table, key: &str) -> Option<&'a toml::Value> {
-    flags.get(key).or_else(|| file.get(key))
-}
-
-fn as_number(value: &toml::Value) -> Option<f64> {
-    value.as_float().or_else(|| value.as_integer().map(|whole| whole as f64))
 }

@@ -272,6 +272,11 @@ impl ConvShape {
         (self.input * self.output * self.size * self.size + 2 * self.output) as usize
     }
 
+    /// Multiply-adds of the convolution of one image; positions on the padded border count like others.
+    pub(crate) fn multiply_adds(&self) -> u64 {
+        (self.input * self.size * self.size) as u64 * self.n_maps() as u64
+    }
+
     /// Numbers in the maps of one image.
     pub(crate) fn n_maps(&self) -> usize {
         (self.output * self.side * self.side) as usize

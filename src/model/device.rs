@@ -58,6 +58,14 @@ impl DeviceChoice {
     }
 }
 
+/// `device` as `--device` names it.
+pub fn device_name(device: Device) -> String {
+    match device {
+        Device::Cuda(index) => format!("cuda:{index}"),
+        other => format!("{other:?}").to_lowercase(),
+    }
+}
+
 fn refused(choice: DeviceChoice, reason: &str, hint: &str) -> Error {
     Error::Usage { message: format!("cannot use --device {choice}: {reason}"), hint: Some(hint.into()) }
 }
@@ -122,6 +130,14 @@ mod tests {
             assert_eq!(serde_json::from_str::<DeviceChoice>(&json).unwrap(), choice);
         }
         assert_eq!("cuda".parse(), Ok(DeviceChoice::Cuda(0)));
+    }
+
+    #[test]
+    fn a_device_is_called_as_it_was_chosen() {
+        for (device, name) in [(Device::Cpu, "cpu"), (Device::Cuda(1), "cuda:1"), (Device::Mps, "mps")] {
+            assert_eq!(device_name(device), name);
+            assert!(name.parse::<DeviceChoice>().is_ok());
+        }
     }
 
     #[test]

@@ -8,6 +8,7 @@
 
 pub mod config;
 pub mod convert;
+pub mod cost;
 pub mod device;
 pub mod encoder;
 mod init;

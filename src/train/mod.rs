@@ -4,7 +4,6 @@
 //! run that was killed at any step and resumed ends with the same bytes as one that was not (same machine, same
 //! number of threads).
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use log::Level;
@@ -13,25 +12,23 @@ use crate::checkpoint::run_folder::RunFolder;
 use crate::checkpoint::signals::Interrupt;
 use crate::config::TrainConfig;
 use crate::data::dataset::Splits;
-use crate::data::loader::{Loader, View, epoch_order};
 use crate::error::{Error, Result};
-use crate::eval::features::Input;
-use crate::model::Gradients;
-use crate::optim;
 use crate::report::retrievals::RetrievalsWriter;
 use crate::report::tensorboard::EventWriter;
-use crate::report::{EpochStart, MetricsWriter, Reporter, StepRecord};
-use crate::rng::Purpose;
+use crate::report::{EpochStart, MetricsWriter, Reporter};
 
+pub mod bench;
 pub mod memory;
 mod observe;
+pub mod pass;
 pub mod start;
 pub mod state;
 pub mod step;
 pub mod watch;
 
+use pass::{NoStep, Pass, milliseconds};
 use state::{DataIdentity, TrainState};
-use step::{Objective, train_batch};
+use step::Objective;
 use watch::Watch;
 
 /// A run that is ready to go on: fresh or resumed.
@@ -74,7 +71,7 @@ pub struct Summary {
 }
 
 /// Why a pass over the data ended.
-enum Pass {
+enum Ended {
     Complete,
     StepLimit,
 }
@@ -94,7 +91,7 @@ pub fn run(mut session: Session<'_>) -> Result<Summary> {
         session.folder.save_best()?;
     }
     while session.state.progress.epoch < session.config.epochs {
-        if let Pass::StepLimit = session.pass()? {
+        if let Ended::StepLimit = session.pass()? {
             session.save()?;
             break;
         }
@@ -106,124 +103,32 @@ pub fn run(mut session: Session<'_>) -> Result<Summary> {
 
 impl Session<'_> {
     /// The rest of the current epoch, from the batch the counters name.
-    fn pass(&mut self) -> Result<Pass> {
-        let config = self.config.clone();
-        let epoch = self.state.progress.epoch;
-        let order = epoch_order(&self.splits.train.trainable_indices(), config.seed, epoch);
-        let n_batches = order.len().div_ceil(config.batch_size) as u64;
-        let done = (self.state.progress.step_in_epoch as usize * config.batch_size).min(order.len());
-        let input = Input::new(config.family, config.image_size, config.workers)
-            .with_read_timeout(config.read_timeout());
-        let view = View::Train {
-            transform: config.augmentation,
-            seed: config.seed,
-            epoch,
-            purpose: Purpose::Augmentation,
-        };
-        let source = Arc::clone(self.splits.train.source());
-        let mut loader = Loader::new(source, view, order[done..].to_vec(), config.batch_size, input.loader)?;
-        let schedule = config.lr_schedule();
-        let save_every = Duration::from_secs_f64(config.save_every * 60.0);
+    fn pass(&mut self) -> Result<Ended> {
+        let mut pass = Pass::start(&self.config, &self.splits.train, &self.state.progress)?;
+        let save_every = Duration::from_secs_f64(self.config.save_every * 60.0);
         let mut saved_at = Instant::now();
         self.reporter.epoch_started(EpochStart {
-            epoch,
-            epochs: config.epochs,
-            batches: n_batches,
+            epoch: self.state.progress.epoch,
+            epochs: self.config.epochs,
+            batches: pass.n_batches(),
             batches_done: self.state.progress.step_in_epoch,
-            batches_to_limit: config.max_steps.map(|limit| {
-                limit.saturating_sub(self.state.progress.step).saturating_mul(config.accumulate as u64)
+            batches_to_limit: self.config.max_steps.map(|limit| {
+                limit.saturating_sub(self.state.progress.step).saturating_mul(self.config.accumulate as u64)
             }),
         });
-
-        while self.state.progress.step_in_epoch < n_batches {
+        while !pass.is_over(&self.state.progress) {
             if self.step_limit_reached() {
-                return Ok(Pass::StepLimit);
+                return Ok(Ended::StepLimit);
             }
-            let first = self.state.progress.step_in_epoch;
-            // Batches left at the end of an epoch form a smaller group; the published loop dropped their gradient.
-            let group = (n_batches - first).min(config.accumulate as u64);
-            let lr = optim::lr(
-                config.lr,
-                &schedule,
-                config.warmup_epochs,
-                config.epochs as f64,
-                epoch as f64 + first as f64 / n_batches as f64,
-            );
-            let mut record = StepRecord { epoch, lr, ..StepRecord::default() };
-            let started = Instant::now();
-            let mut images = 0;
-            let mut parts = [0.0; 3];
-            let mut gradients: Option<Gradients> = None;
-            for done in 0..group {
-                let waiting = Instant::now();
-                let batch = match loader.next().unwrap_or(Err(Error::Worker { worker: "loader" })) {
-                    Ok(batch) => batch,
-                    Err(error) => {
-                        // In the middle of a group there is no state to go on from; the last checkpoint serves.
-                        if done == 0 {
-                            self.save()?;
-                        }
-                        return Err(error);
+            let record = match pass.step(&mut self.state, &self.objective) {
+                Ok(record) => record,
+                Err(NoStep { error, untouched }) => {
+                    if untouched {
+                        self.save()?;
                     }
-                };
-                record.data_ms += milliseconds(waiting.elapsed());
-                let draw = epoch * n_batches + self.state.progress.step_in_epoch;
-                let outcome = train_batch(
-                    &mut self.state,
-                    &self.objective,
-                    &batch,
-                    &input.normalization,
-                    config.bank_momentum,
-                    group as usize,
-                    draw,
-                );
-                if !outcome.loss.is_finite() {
-                    let names =
-                        batch.indices.iter().map(|&i| self.splits.train.name(i as usize).into_owned());
-                    let step = self.state.progress.step;
-                    return Err(Error::NonFiniteLoss {
-                        loss: outcome.loss,
-                        epoch,
-                        step,
-                        images: names.collect(),
-                    });
+                    return Err(error);
                 }
-                match (&mut gradients, outcome.gradients) {
-                    (Some(sum), Some(part)) => sum.accumulate(&part),
-                    (sum, part) => *sum = part,
-                }
-                record.loss += outcome.loss / group as f64;
-                for (part, spent) in
-                    parts.iter_mut().zip([outcome.forward, outcome.objective, outcome.backward])
-                {
-                    *part += milliseconds(spent);
-                }
-                images += batch.indices.len();
-                self.state.progress.step_in_epoch += 1;
-                loader.recycle(batch);
-            }
-            let updating = Instant::now();
-            if let Some(gradients) = gradients {
-                self.state.sgd.step(self.state.encoder.parameters_mut(), gradients, lr);
-            }
-            let [forward, objective, backward] = parts;
-            let update = milliseconds(updating.elapsed());
-            record.extra = [
-                ("forward_ms", forward),
-                ("objective_ms", objective),
-                ("backward_ms", backward),
-                ("update_ms", update),
-            ]
-            .into_iter()
-            .map(|(part, ms)| (part.to_owned(), ms.into()))
-            .collect();
-            self.state.progress.step += 1;
-            self.state.progress.images_seen += images as u64;
-            self.state.progress.ln_z = self.state.normalizer.ln_z;
-            record.step = self.state.progress.step;
-            record.step_ms = milliseconds(started.elapsed());
-            record.images_per_s = images as f64 / started.elapsed().as_secs_f64();
-            record.ln_z = self.state.progress.ln_z;
+            };
             self.step_made(&record)?;
 
             if self.interrupt.interrupted() {
@@ -235,7 +140,7 @@ impl Session<'_> {
                 saved_at = Instant::now();
             }
         }
-        Ok(Pass::Complete)
+        Ok(Ended::Complete)
     }
 
     fn step_limit_reached(&self) -> bool {
@@ -296,8 +201,4 @@ impl Session<'_> {
             ),
         }
     }
-}
-
-fn milliseconds(duration: Duration) -> f64 {
-    duration.as_secs_f64() * 1e3
 }

@@ -10,9 +10,9 @@ use serde_json::Value;
 use arguments::Start;
 use bench::{Bench, key};
 
+use super::inputs::set_threads;
 use super::say;
 use super::subject::Subject;
-use super::train::set_threads;
 use crate::checkpoint::signals::Interrupt;
 use crate::config::name_of;
 use crate::data::dataset::Dataset;

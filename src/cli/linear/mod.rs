@@ -7,10 +7,9 @@ pub use arguments::Arguments;
 
 use arguments::Solver;
 
-use super::inputs::with_bar;
+use super::inputs::{set_threads, with_bar};
 use super::say;
 use super::subject::Subject;
-use super::train::set_threads;
 use crate::data::dataset::Dataset;
 use crate::error::{Error, Result};
 use crate::eval::linear::augmented::{self, Views};

@@ -72,6 +72,19 @@ pub struct Watch {
     loss: (f64, u64),
 }
 
+/// Steps at the beginning of a pass that say nothing about its speed.
+pub const WARM_UP_STEPS: u64 = speed::WARM_UP;
+
+/// What bounds a run whose steps are like `steps`, at least one of them, and what would make it faster. The first
+/// finding is about what bounds it: `loader-bound` or `compute-bound`.
+pub fn about_speed(config: &TrainConfig, facts: &Facts, steps: &[StepRecord]) -> Vec<Finding> {
+    let mut pace = Pace::default();
+    steps.iter().for_each(|step| pace.add(step));
+    let mut found = vec![speed::judge(config, facts, &pace)];
+    found.extend(settings::precision(config, facts));
+    found
+}
+
 /// What an epoch came to.
 #[derive(Clone, Copy, Debug)]
 pub struct Epoch<'a> {

@@ -98,7 +98,7 @@ fn negatives(config: &TrainConfig, facts: &Facts) -> Option<Finding> {
     })
 }
 
-fn precision(config: &TrainConfig, facts: &Facts) -> Option<Finding> {
+pub(super) fn precision(config: &TrainConfig, facts: &Facts) -> Option<Finding> {
     let slow = facts.on_cpu && facts.has_bf16 && config.precision == PrecisionChoice::Fp32;
     slow.then(|| {
         let text = "this processor multiplies bf16 in hardware, and the run is in fp32: --precision bf16 (or auto) is faster";

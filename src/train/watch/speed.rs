@@ -2,10 +2,11 @@
 
 use super::Facts;
 use crate::config::{ObjectiveKind, TrainConfig};
+use crate::data::detect::DataFormat;
 use crate::report::{Finding, StepRecord};
 
 /// Steps at the beginning of a pass that are passed over: threads start, the first batches are decoded.
-const WARM_UP: u64 = 10;
+pub(super) const WARM_UP: u64 = 10;
 
 /// Steps and milliseconds that a judgement needs.
 pub(super) const ENOUGH: (u64, f64) = (30, 10_000.0);
@@ -30,9 +31,13 @@ pub(super) struct Pace {
 impl Pace {
     pub(super) fn step(&mut self, record: &StepRecord) {
         self.seen += 1;
-        if self.seen <= WARM_UP {
-            return;
+        if self.seen > WARM_UP {
+            self.add(record);
         }
+    }
+
+    /// Counts a step that is known to be a usual one.
+    pub(super) fn add(&mut self, record: &StepRecord) {
         let part = |name: &str| record.extra.get(name).and_then(serde_json::Value::as_f64).unwrap_or(0.0);
         self.steps += 1;
         self.total += record.step_ms;
@@ -42,23 +47,32 @@ impl Pace {
     }
 }
 
+/// What bounds a run, once enough of it was seen.
 pub(super) fn look(config: &TrainConfig, facts: &Facts, pace: &Pace) -> Option<Finding> {
-    if pace.steps < ENOUGH.0 || pace.total < ENOUGH.1 {
-        return None;
-    }
+    let enough = pace.steps >= ENOUGH.0 && pace.total >= ENOUGH.1;
+    enough.then(|| judge(config, facts, pace))
+}
+
+/// What bounds steps like those of `pace`, of which there is at least one.
+pub(super) fn judge(config: &TrainConfig, facts: &Facts, pace: &Pace) -> Finding {
     let percent = |part: f64| 100.0 * part / pace.total;
     if pace.waiting > WAITING * pace.total {
         let remedy = if config.workers < facts.cores {
             format!("give decoding more threads: -j {} (now {})", facts.cores, config.workers)
         } else {
+            let packed = match config.data_format {
+                DataFormat::Folder | DataFormat::Flat | DataFormat::List => ": see lemniscate pack",
+                _ => "",
+            };
             format!(
-                "all {} processors decode already; images stored near the training size ({} px) and on a local disk decode faster",
+                "all {} processors decode already; images stored near the training size ({} px) and on a local disk decode \
+                 faster{packed}",
                 facts.cores, config.image_size
             )
         };
         let text =
             format!("the network waits for images {:.0} % of the time; {remedy}", percent(pace.waiting));
-        return Some(Finding::warning("loader-bound", text));
+        return Finding::warning("loader-bound", text);
     }
     let shares = format!(
         "compute-bound: of a step the network takes {:.0} %, the objective {:.0} %, waiting for images {:.0} %",
@@ -80,7 +94,7 @@ pub(super) fn look(config: &TrainConfig, facts: &Facts, pace: &Pace) -> Option<F
         true => shares,
         false => format!("{shares}; {}", remedies.join("; ")),
     };
-    Some(Finding::advice("compute-bound", text))
+    Finding::advice("compute-bound", text)
 }
 
 #[cfg(test)]
@@ -113,6 +127,7 @@ mod tests {
         let all = TrainConfig { workers: 2, ..few };
         let found = look(&all, &facts(), &pace(60, 0.35, 0.1)).unwrap();
         assert!(found.text.contains("all 2 processors decode already"), "{}", found.text);
+        assert!(found.text.contains("lemniscate pack"), "{}", found.text);
     }
 
     #[test]
