@@ -62,6 +62,11 @@ impl Notes {
         if !self.quiet {
             note(text);
         }
+        self.log_only(text);
+    }
+
+    /// For `train.log` alone.
+    pub fn log_only(&mut self, text: &str) {
         self.texts.push(text.to_owned());
     }
 }

@@ -170,7 +170,7 @@ fn fresh(arguments: &Arguments) -> Result<()> {
     };
     let layers = [("--pretrained", network), ("--config", file), ("flags", flags)];
     let config = TrainConfig::resolve(preset, &stored_path, splits.format, &layers)?;
-    let device = config.device.resolve()?;
+    let device = device_of(&config, &mut notes)?;
     let config = TrainConfig {
         precision: config.precision.resolve(device).into(),
         test_data: config.test_data.as_deref().map(absolute).transpose()?,
@@ -249,7 +249,7 @@ fn resume(path: &Path, arguments: &Arguments) -> Result<()> {
     }
     let config = start::resumed_config(&found, &flags)?;
     set_threads(config.threads)?;
-    let device = config.device.resolve()?;
+    let device = device_of(&config, &mut notes)?;
     // Another folder was asked for, or the checkpoint lies in none: its run goes on there.
     let same = |folder: &RunFolder, out: &Path| out.canonicalize().ok() == folder.path().canonicalize().ok();
     let out = arguments.out.as_ref().filter(|out| folder.as_ref().is_none_or(|folder| !same(folder, out)));
@@ -295,6 +295,15 @@ fn resume(path: &Path, arguments: &Arguments) -> Result<()> {
     ));
     let parts = Parts { config, splits, identity, state, objective, folder, metrics, notes };
     running::go(parts, &arguments.watching())
+}
+
+/// The device of `config`; what keeps `auto` from a GPU goes into the log.
+fn device_of(config: &TrainConfig, notes: &mut Notes) -> Result<tch::Device> {
+    let device = config.device.resolve()?;
+    if let Some(reason) = config.device.why_cpu() {
+        notes.log_only(&reason);
+    }
+    Ok(device)
 }
 
 /// Refuses a run that will not fit into memory, unless told not to.

@@ -8,12 +8,14 @@
 
 pub mod config;
 pub mod convert;
+pub mod cuda;
 pub mod device;
 pub mod encoder;
 mod init;
 pub mod parameters;
 pub mod precision;
 mod resnet;
+pub mod tf32;
 
 pub use config::{Arch, EncoderConfig, Family, Head};
 pub use convert::{from_slice_nhwc, to_vec_f32};
