@@ -1,6 +1,7 @@
 //! A run under way: those who watch it, and what it leaves behind when it ends.
 
 use std::path::Path;
+use std::rc::Rc;
 
 use log::{Level, LevelFilter};
 
@@ -18,6 +19,7 @@ use crate::report::machine::Machine;
 use crate::report::retrievals::RetrievalsWriter;
 use crate::report::tensorboard::EventWriter;
 use crate::report::{MetricsWriter, Reporter, Tee, curves, metrics, progress};
+use crate::train::images::{self, ResidentImages};
 use crate::train::state::{DataIdentity, TrainState};
 use crate::train::step::Objective;
 use crate::train::watch::{Facts, Watch};
@@ -115,12 +117,22 @@ pub fn go(parts: Parts, watching: &Watching) -> Result<()> {
         .then(|| EventWriter::resume(&event_folder, &state.progress, &folder.file(run_folder::METRICS)))
         .transpose()?;
     let said = metrics::said(folder.file(run_folder::METRICS));
+    let resident = match device {
+        tch::Device::Cuda(_) => {
+            ResidentImages::new(&splits.train, &config.augmentation, device, images::MOST_BYTES)?.map(Rc::new)
+        }
+        _ => None,
+    };
+    if resident.is_some() {
+        log.write(Level::Info, "the training images stay on the device");
+    }
     let session = Session {
         retrievals: RetrievalsWriter::open(folder.file(run_folder::RETRIEVALS), state.progress.epoch)?,
         events,
         watch: Watch::new(config.clone(), Facts::of(&splits, device), said),
         config,
         splits,
+        resident,
         identity,
         state,
         objective,

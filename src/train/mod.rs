@@ -4,7 +4,7 @@
 //! run that was killed at any step and resumed ends with the same bytes as one that was not (same machine, same
 //! number of threads).
 
-use std::sync::Arc;
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use log::Level;
@@ -13,7 +13,7 @@ use crate::checkpoint::run_folder::RunFolder;
 use crate::checkpoint::signals::Interrupt;
 use crate::config::TrainConfig;
 use crate::data::dataset::Splits;
-use crate::data::loader::{Loader, View, epoch_order};
+use crate::data::loader::epoch_order;
 use crate::error::{Error, Result};
 use crate::eval::features::Input;
 use crate::model::Gradients;
@@ -21,8 +21,9 @@ use crate::optim;
 use crate::report::retrievals::RetrievalsWriter;
 use crate::report::tensorboard::EventWriter;
 use crate::report::{EpochStart, MetricsWriter, Reporter, StepRecord};
-use crate::rng::Purpose;
 
+mod feed;
+pub mod images;
 pub mod memory;
 mod observe;
 pub mod start;
@@ -30,6 +31,8 @@ pub mod state;
 pub mod step;
 pub mod watch;
 
+use feed::Feed;
+use images::ResidentImages;
 use state::{DataIdentity, TrainState};
 use step::{Objective, train_batch};
 use watch::Watch;
@@ -40,6 +43,8 @@ pub struct Session<'a> {
     pub config: TrainConfig,
     /// The images.
     pub splits: Splits,
+    /// The training images on the device, where they fit and there is one; a loader brings them otherwise.
+    pub resident: Option<Rc<ResidentImages>>,
     /// What the images are, for checkpoints.
     pub identity: DataIdentity,
     /// Encoder, optimiser, bank, counters.
@@ -114,14 +119,10 @@ impl Session<'_> {
         let done = (self.state.progress.step_in_epoch as usize * config.batch_size).min(order.len());
         let input = Input::new(config.family, config.image_size, config.workers)
             .with_read_timeout(config.read_timeout());
-        let view = View::Train {
-            transform: config.augmentation,
-            seed: config.seed,
-            epoch,
-            purpose: Purpose::Augmentation,
-        };
-        let source = Arc::clone(self.splits.train.source());
-        let mut loader = Loader::new(source, view, order[done..].to_vec(), config.batch_size, input.loader)?;
+        let device = self.state.encoder.device();
+        let resident = self.resident.as_ref();
+        let mut feed =
+            Feed::new(&config, &self.splits.train, resident, &input, &order[done..], epoch, device)?;
         let schedule = config.lr_schedule();
         let save_every = Duration::from_secs_f64(config.save_every * 60.0);
         let mut saved_at = Instant::now();
@@ -156,8 +157,8 @@ impl Session<'_> {
             let mut gradients: Option<Gradients> = None;
             for done in 0..group {
                 let waiting = Instant::now();
-                let batch = match loader.next().unwrap_or(Err(Error::Worker { worker: "loader" })) {
-                    Ok(batch) => batch,
+                let views = match feed.next() {
+                    Ok(views) => views,
                     Err(error) => {
                         // In the middle of a group there is no state to go on from; the last checkpoint serves.
                         if done == 0 {
@@ -171,15 +172,15 @@ impl Session<'_> {
                 let outcome = train_batch(
                     &mut self.state,
                     &self.objective,
-                    &batch,
-                    &input.normalization,
+                    views.indices(),
+                    || feed.images(&views),
                     config.bank_momentum,
                     group as usize,
                     draw,
                 );
                 if !outcome.loss.is_finite() {
                     let names =
-                        batch.indices.iter().map(|&i| self.splits.train.name(i as usize).into_owned());
+                        views.indices().iter().map(|&i| self.splits.train.name(i as usize).into_owned());
                     let step = self.state.progress.step;
                     return Err(Error::NonFiniteLoss {
                         loss: outcome.loss,
@@ -198,9 +199,9 @@ impl Session<'_> {
                 {
                     *part += milliseconds(spent);
                 }
-                images += batch.indices.len();
+                images += views.indices().len();
                 self.state.progress.step_in_epoch += 1;
-                loader.recycle(batch);
+                feed.recycle(views);
             }
             let updating = Instant::now();
             if let Some(gradients) = gradients {
