@@ -27,10 +27,11 @@ fn splits() -> Splits {
     detect::open(Path::new(DATA), None, &OpenOptions::default()).unwrap()
 }
 
+/// Small steps, so that rounding differences stay small.
 fn config(more: &str) -> TrainConfig {
     let layer: toml::Table = format!(
         "arch = \"resnet18\"\nwidth = 4\nembed-dim = 16\nimage-size = 16\nbatch-size = 16\nepochs = 2\n\
-         knn-k = 10\nworkers = 1\nprecision = \"fp32\"\nmonitor = \"knn\"\nn-negatives = 32\n{more}"
+         knn-k = 10\nworkers = 1\nprecision = \"fp32\"\nmonitor = \"knn\"\nn-negatives = 32\nlr = 0.002\n{more}"
     )
     .parse()
     .unwrap();
@@ -120,8 +121,10 @@ fn a_run_in_tensor_operations_is_the_run_in_our_kernels() {
             ["kernels", "tensors"].map(|name| folder.path().join(format!("{name}{number}")));
         let expected = train(&kernels, &config, fresh(&config), By::Kernels);
         let found = train(&tensors, &config, fresh(&config), By::TensorOperations);
-        // Rounding differences grow from step to step; an error would be larger from the first one on.
+        // Rounding differences grow from step to step, most where an activation changes its sign; an error would be larger
+        // from the first one on.
         assert_close(&expected[..1], &found[..1], 2e-6, more);
+        assert_close(&expected[..3], &found[..3], 2e-5, more);
         assert_close(&expected, &found, 2e-3, more);
         let (a, b) = (saved(&kernels, &config), saved(&tensors, &config));
         assert!(matches!(b.bank, Bank::Host(_)), "a checkpoint does not say where its bank was");

@@ -17,6 +17,10 @@ use crate::rng::Purpose;
 pub(super) struct Feed {
     source: Source,
     uploader: Uploader,
+    /// The next batch, where it was got ready ahead.
+    ready: Option<Result<Views>>,
+    /// Batches not asked for yet.
+    left: usize,
 }
 
 enum Source {
@@ -54,16 +58,18 @@ impl Feed {
         device: Device,
     ) -> Result<Self> {
         let (seed, batch_size, order) = (config.seed, config.batch_size, order.to_vec());
+        let left = order.len().div_ceil(batch_size);
         if let Some(images) = resident {
             let uploader = Uploader::normalizing_on(&input.normalization, device);
             let images = Rc::clone(images);
             let source = Source::Resident { images, order, batch_size, seed, epoch, taken: 0 };
-            return Ok(Feed { source, uploader });
+            return Ok(Feed { source, uploader, ready: None, left });
         }
         let view =
             View::Train { transform: config.augmentation, seed, epoch, purpose: Purpose::Augmentation };
         let loader = Loader::new(Arc::clone(train.source()), view, order, batch_size, input.loader)?;
-        Ok(Feed { source: Source::Loader(loader), uploader: Uploader::new(&input.normalization, device) })
+        let uploader = Uploader::new(&input.normalization, device);
+        Ok(Feed { source: Source::Loader(loader), uploader, ready: None, left })
     }
 
     /// The next batch.
@@ -71,6 +77,21 @@ impl Feed {
     /// # Errors
     /// An image that cannot be read, a worker that died, or no batch left.
     pub fn next(&mut self) -> Result<Views> {
+        self.left = self.left.saturating_sub(1);
+        match self.ready.take() {
+            Some(views) => views,
+            None => self.make(),
+        }
+    }
+
+    /// Gets the next batch ready, if there is one: a device has work meanwhile, and its views queue behind that.
+    pub fn prepare(&mut self) {
+        if self.ready.is_none() && self.left > 0 {
+            self.ready = Some(self.make());
+        }
+    }
+
+    fn make(&mut self) -> Result<Views> {
         let none_left = || Err(Error::Worker { worker: "loader" });
         match &mut self.source {
             Source::Loader(loader) => loader.next().unwrap_or_else(none_left).map(Views::Host),

@@ -34,7 +34,7 @@ pub mod watch;
 use feed::Feed;
 use images::ResidentImages;
 use state::{DataIdentity, TrainState};
-use step::{Objective, train_batch};
+use step::{Objective, queue_batch};
 use watch::Watch;
 
 /// A run that is ready to go on: fresh or resumed.
@@ -169,7 +169,7 @@ impl Session<'_> {
                 };
                 record.data_ms += milliseconds(waiting.elapsed());
                 let draw = epoch * n_batches + self.state.progress.step_in_epoch;
-                let outcome = train_batch(
+                let queued = queue_batch(
                     &mut self.state,
                     &self.objective,
                     views.indices(),
@@ -178,6 +178,10 @@ impl Session<'_> {
                     group as usize,
                     draw,
                 );
+                if queued.waits() {
+                    feed.prepare();
+                }
+                let outcome = queued.wait();
                 if !outcome.loss.is_finite() {
                     let names =
                         views.indices().iter().map(|&i| self.splits.train.name(i as usize).into_owned());

@@ -35,7 +35,7 @@ pub struct BatchOutcome {
     /// The gradient of every parameter; `None` if the loss is not finite.
     pub gradients: Option<Gradients>,
     /// Upload and forward pass. On a device these are the times to queue the work, not to do it; the last of the three
-    /// waits for all of it.
+    /// includes waiting for all of it.
     pub forward: Duration,
     /// Loss and its gradient.
     pub objective: Duration,
@@ -146,6 +146,28 @@ impl Objective {
     }
 }
 
+/// A batch whose work is done on the host, or queued on a device.
+pub struct QueuedBatch {
+    outcome: BatchOutcome,
+    /// The loss where it has to be waited for, and when the backward pass began to be queued.
+    on_device: Option<(Tensor, Instant)>,
+}
+
+impl QueuedBatch {
+    /// Whether there is something to wait for: time to get the next batch ready.
+    pub fn waits(&self) -> bool {
+        self.on_device.is_some()
+    }
+
+    /// What it came to, after the device has got so far.
+    pub fn wait(self) -> BatchOutcome {
+        let Some((loss, begun)) = self.on_device else { return self.outcome };
+        let loss = loss.double_value(&[]);
+        let gradients = self.outcome.gradients.filter(|_| loss.is_finite());
+        BatchOutcome { loss, gradients, backward: begun.elapsed(), ..self.outcome }
+    }
+}
+
 /// Takes the images `indices` through the network and the objective, and moves their rows of the bank. `images` makes the
 /// encoder's input of them, f32 `[B, 3, H, W]`. The gradients are those of the loss divided by `group`, the number of
 /// batches that make one optimiser step; the step is the caller's.
@@ -160,13 +182,26 @@ pub fn train_batch(
     group: usize,
     draw: u64,
 ) -> BatchOutcome {
+    queue_batch(state, objective, indices, images, bank_momentum, group, draw).wait()
+}
+
+/// [`train_batch`] without waiting for a device: neither the loss nor whether it is finite is known yet.
+pub fn queue_batch(
+    state: &mut TrainState,
+    objective: &Objective,
+    indices: &[u32],
+    images: impl FnOnce() -> Tensor,
+    bank_momentum: f32,
+    group: usize,
+    draw: u64,
+) -> QueuedBatch {
     let started = Instant::now();
     let embedded = state.encoder.forward(&images(), Mode::Train); // [B, D], unit rows
     let TrainState { encoder, bank, normalizer, .. } = state;
     let batch = Embedded { encoder, embedded, indices, objective, bank_momentum, group, draw, started };
     match bank {
-        Bank::Host(bank) => batch.finish_on_host(bank, normalizer),
-        Bank::Device(bank) => batch.finish_on_device(bank, normalizer),
+        Bank::Host(bank) => QueuedBatch { outcome: batch.finish_on_host(bank, normalizer), on_device: None },
+        Bank::Device(bank) => batch.queue_on_device(bank, normalizer),
     }
 }
 
@@ -207,8 +242,8 @@ impl Embedded<'_> {
         BatchOutcome { loss, gradients: Some(gradients), forward, objective, backward: started.elapsed() }
     }
 
-    /// The same without waiting for the device before everything is queued.
-    fn finish_on_device(self, bank: &mut DeviceBank, normalizer: &mut Normalizer) -> BatchOutcome {
+    /// The same, queued; nothing is waited for but an estimate of Z.
+    fn queue_on_device(self, bank: &mut DeviceBank, normalizer: &mut Normalizer) -> QueuedBatch {
         let features = self.embedded.detach();
         let rows: Vec<i64> = self.indices.iter().map(|&index| i64::from(index)).collect();
         let rows = upload(&rows, &[rows.len() as i64], bank.device());
@@ -226,8 +261,13 @@ impl Embedded<'_> {
         let gradients = self.encoder.backward(&self.embedded, &gradient);
         // The gradient has been taken: now, and only here, the bank moves, unless the device finds the loss not finite.
         bank.update(&features, &rows, self.bank_momentum, &loss.isfinite());
-        let loss = loss.double_value(&[]);
-        let gradients = loss.is_finite().then_some(gradients);
-        BatchOutcome { loss, gradients, forward, objective, backward: started.elapsed() }
+        let outcome = BatchOutcome {
+            loss: f64::NAN,
+            gradients: Some(gradients),
+            forward,
+            objective,
+            backward: started.elapsed(),
+        };
+        QueuedBatch { outcome, on_device: Some((loss, started)) }
     }
 }

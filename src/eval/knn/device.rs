@@ -72,12 +72,12 @@ fn in_tiles(
         let mut excluded = vec![false; n];
         options.excluded_rows.iter().for_each(|&row| excluded[row as usize] = true);
         let search = Search {
-            rows: upload(rows, &[n as i64, dim], device),
+            rows: Tensor::from_slice(rows).view([n as i64, dim]).to_device(device),
             excluded: (!options.excluded_rows.is_empty()).then(|| upload(&excluded, &[1, n as i64], device)),
             k: k as i64,
             scores,
         };
-        let queries = upload(queries, &[n_queries as i64, dim], device);
+        let queries = Tensor::from_slice(queries).view([n_queries as i64, dim]).to_device(device);
         let own: Option<Vec<i64>> =
             options.own_rows.map(|own| own.iter().map(|&row| i64::from(row)).collect());
         let own = own.map(|own| upload(&own, &[n_queries as i64, 1], device));

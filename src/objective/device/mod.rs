@@ -1,7 +1,7 @@
 //! The same objectives in tensor operations, for banks on a device. Formulas and symbols are those of [`super::nce`],
 //! [`super::softmax`], [`super::normalizer`] and [`super::proximal`]; results agree to rounding.
 //!
-//! Candidates are scored in [tiles] of bounded size: rows that were gathered for each feature, or, where that moves less
+//! Candidates are scored in tiles of bounded size: rows that were gathered for each feature, or, where that moves less
 //! memory, stretches of the bank that all features share. Each tile is scored, weighed and added to the gradient before the
 //! next. Sums of losses are taken in double precision. Nothing here adds in an order that may change from one time to the
 //! next, so that results are the same bits on the same device.

@@ -12,7 +12,6 @@ use tch::{Device, Tensor};
 use crate::data::augment::{AugmentParameters, TrainTransform};
 use crate::data::dataset::Dataset;
 use crate::error::Result;
-use crate::model::upload;
 use crate::rng::{Purpose, stream};
 use decisions::Decisions;
 use views::ViewMaker;
@@ -66,7 +65,7 @@ impl ResidentImages {
         }
         let shape = [data.len() as i64, i64::from(height), i64::from(width), 3];
         Ok(Some(ResidentImages {
-            pixels: upload(&pixels, &shape, device),
+            pixels: Tensor::from_slice(&pixels).view(shape).to_device(device),
             transform: *transform,
             maker: ViewMaker::new(width, height, transform.size, device),
         }))
