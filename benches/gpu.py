@@ -101,9 +101,13 @@ class Bench:
         print(f"| lemniscate | {self.median(mine)} | |")
         for number, (name, _) in enumerate(theirs):
             pairs = [(left, right[number]) for left, right in rounds if left and right[number]]
-            ratio = f"{statistics.median(a / b for a, b in pairs):.2f}×" if pairs else "not measured"
+            ratio = self.ratio(f"{statistics.median(a / b for a, b in pairs):.2f}×" if pairs else None)
             print(f"| {name} | {self.median([b for _, b in pairs])} | {ratio} |")
         sys.stdout.flush()
+
+    def ratio(self, text):
+        """The two sides of a dry run are not of the same size."""
+        return "dry run" if self.dry else text or "not measured"
 
     @staticmethod
     def median(values):
@@ -120,7 +124,7 @@ class Bench:
             self.beside(f"CIFAR ResNet-18, batch {batch}, K={k}, data included", ours, theirs)
 
     def photos(self):
-        size, batch, steps, images = (32, 4, 2, 8) if self.dry else (224, 256, 60, 2048)
+        size, batch, steps, images = (32, 4, 2, 12) if self.dry else (224, 256, 60, 2048)
         small = ["--width", 8] if self.dry else []
         folder = photo_folder(self.scratch / "photos", self.python, images) if self.python and self.arguments.peer else None
         # Images that are on the device from the start: generated ones, a little larger than a view.
@@ -148,7 +152,7 @@ class Bench:
         for case in cases:
             of = lambda side: [record["ms"] for pair in rounds for record in pair[side] if key(record) == case and record["ms"]]
             mine, peers = of(0), of(1)
-            ratio = f"{statistics.median(peers) / statistics.median(mine):.2f}×" if mine and peers else "not measured"
+            ratio = self.ratio(f"{statistics.median(peers) / statistics.median(mine):.2f}×" if mine and peers else None)
             text = lambda values: f"{statistics.median(values):.2f}" if values else "not measured"
             print(f"| {case[0]} | {case[1]} | {text(mine)} | {text(peers)} | {ratio} |")
         sys.stdout.flush()
@@ -196,6 +200,8 @@ def main():
     if arguments.python is None:
         has_torch = subprocess.run([sys.executable, "-c", "import torch, torchvision"], capture_output=True).returncode == 0
         arguments.python = sys.executable if has_torch else None
+    if not Path(arguments.program).is_file():
+        parser.error(f"{arguments.program} is not there; make build first, or name another with --program")
     bench = Bench(arguments)
     print(f"card: {bench.card()}; {arguments.rounds} alternating rounds, medians"
           + ("" if arguments.python else "; no Python with torch, so PyTorch is not measured"), flush=True)
