@@ -11,11 +11,11 @@ use std::error::Error;
 use std::path::Path;
 use std::sync::Arc;
 
-use lemniscate::bank::{MemoryBank, draw_negatives};
+use lemniscate::bank::draw_negatives;
 use lemniscate::config::{BankInit, Preset, TrainConfig};
 use lemniscate::data::detect::{self, OpenOptions};
 use lemniscate::data::loader::{Loader, LoaderOptions, View, epoch_order};
-use lemniscate::eval::features::Input;
+use lemniscate::eval::features::{Input, input_tensor};
 use lemniscate::model::to_vec_f32;
 use lemniscate::rng::Purpose;
 use lemniscate::train::start;
@@ -43,7 +43,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             record.floats(format!("encoder.{}", entry.name), &to_vec_f32(&entry.tensor), entry.tensor.size());
         }
     }
-    let bank: &MemoryBank = &state.bank;
+    let bank = state.bank.on_host();
     record.floats("bank".into(), bank.rows(), vec![bank.len() as i64, bank.dim() as i64]);
 
     let input = Input::new(config.family, config.image_size, 1);
@@ -71,19 +71,17 @@ fn main() -> Result<(), Box<dyn Error>> {
         record.bytes(format!("pixels.{step}"), Dtype::U8, batch.pixels.clone(), vec![b, side, side, 3]);
         record.integers(format!("indices.{step}"), &batch.indices, vec![b]);
         record.integers(format!("negatives.{step}"), &drawn, vec![b, config.n_negatives as i64]);
+        let images = || input_tensor(&batch, &input.normalization);
         let outcome =
-            train_batch(&mut state, &objective, &batch, &input.normalization, config.bank_momentum, 1, step);
+            train_batch(&mut state, &objective, &batch.indices, images, config.bank_momentum, 1, step);
         losses.push(outcome.loss as f32);
         let gradients = outcome.gradients.ok_or("the loss is not finite")?;
         state.sgd.step(state.encoder.parameters_mut(), gradients, config.lr);
         println!("step {step} loss {:.6}", outcome.loss);
     }
     record.floats("losses".into(), &losses, vec![losses.len() as i64]);
-    record.floats(
-        "bank_after".into(),
-        state.bank.rows(),
-        vec![state.bank.len() as i64, state.bank.dim() as i64],
-    );
+    let bank = state.bank.on_host();
+    record.floats("bank_after".into(), bank.rows(), vec![bank.len() as i64, bank.dim() as i64]);
     record.write(Path::new(out))
 }
 

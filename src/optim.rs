@@ -5,11 +5,14 @@ use std::collections::BTreeMap;
 use rayon::prelude::*;
 use tch::{Device, Tensor, no_grad};
 
+use flat::Flat;
+
 use crate::error::Result;
 use crate::model::convert::{dense_f32, dense_f32_mut, same_layout};
 use crate::model::parameters::load_strictly;
 use crate::model::{Gradients, Parameters};
 
+mod flat;
 pub mod schedule;
 
 pub use schedule::{Schedule, lr};
@@ -26,6 +29,8 @@ pub struct Sgd {
     momentum: f64,
     weight_decay: f64,
     buffers: Vec<(String, Tensor)>,
+    /// Where parameters and buffers lie in one piece each.
+    flat: Option<Flat>,
 }
 
 impl Sgd {
@@ -35,7 +40,16 @@ impl Sgd {
             .trainable()
             .map(|entry| (entry.name.clone(), no_grad(|| entry.tensor.detach().zeros_like())))
             .collect();
-        Sgd { momentum, weight_decay, buffers }
+        Sgd { momentum, weight_decay, buffers, flat: None }
+    }
+
+    /// Moves parameters and momentum into one block of memory each, so that a step is a few operations on those instead of
+    /// some on every tensor. On a device each operation costs a launch, however small; on the CPU nothing is gained.
+    ///
+    /// # Panics
+    /// If `parameters` are not those this optimiser was made for.
+    pub fn in_one_piece(&mut self, parameters: &mut Parameters) {
+        self.flat = Some(Flat::new(parameters, &mut self.buffers));
     }
 
     /// One step with learning rate `lr`; uses up the gradients.
@@ -48,6 +62,9 @@ impl Sgd {
         assert_eq!(parameters.trainable().count(), self.buffers.len(), "parameters of another encoder");
         let rates =
             Rates { momentum: self.momentum as f32, weight_decay: self.weight_decay as f32, lr: lr as f32 };
+        if let Some(flat) = &mut self.flat {
+            return flat.step(&gradients, rates);
+        }
         let mut tasks = Vec::new();
         for ((entry, gradient), (name, buffer)) in
             parameters.trainable_mut().zip(&mut gradients).zip(&mut self.buffers)

@@ -300,8 +300,9 @@ fn an_imported_run_goes_on_as_in_pytorch() {
     let given = |name: &str| &expected[&format!("continued.{name}")];
     let (imported, saved) = imported("imagenet.pth.tar", &ImportOptions::default());
     let config = &saved.config;
-    let TrainState { mut encoder, mut sgd, mut bank, normalizer, .. } =
+    let TrainState { mut encoder, mut sgd, bank, normalizer, .. } =
         load(&imported.checkpoint, &saved, config, Device::Cpu).unwrap();
+    let mut bank = bank.on_host().into_owned();
     let rate = lr(config.lr, &config.lr_schedule(), 0.0, 200.0, saved.progress.epoch as f64);
     let integers = |name: String| Vec::<i64>::try_from(given(&name).flatten(0, -1)).unwrap();
     let rows = |name: String| integers(name).into_iter().map(|i| i as u32).collect::<Vec<_>>();

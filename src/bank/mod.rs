@@ -4,10 +4,12 @@
 //! Shapes: B batch, N images, D embedding width, K negatives. Matrices are flat slices, row by row.
 
 mod aligned;
+pub mod device;
 pub(crate) mod kernels;
 pub mod noise;
 
 pub(crate) use aligned::Aligned;
+pub use device::{Bank, DeviceBank};
 pub use noise::{AliasTable, Negatives, Noise, draw_negatives};
 
 use crate::rng::{self, Purpose};

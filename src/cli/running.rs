@@ -13,12 +13,13 @@ use crate::checkpoint::state::Progress;
 use crate::config::{ObjectiveKind, TrainConfig, name_of};
 use crate::data::dataset::{Dataset, Splits};
 use crate::error::{Error, Result};
-use crate::model::device::device_name;
+use crate::model::device::{DeviceChoice, device_name};
 use crate::report::log_file::{LogFile, LogReporter};
 use crate::report::machine::Machine;
 use crate::report::retrievals::RetrievalsWriter;
 use crate::report::tensorboard::EventWriter;
 use crate::report::{MetricsWriter, Reporter, Tee, curves, metrics, progress};
+use crate::train::images::ResidentImages;
 use crate::train::state::{DataIdentity, TrainState};
 use crate::train::step::Objective;
 use crate::train::watch::{Facts, Watch};
@@ -63,6 +64,18 @@ impl Notes {
         if !self.quiet {
             note(text);
         }
+        self.log_only(text);
+    }
+
+    /// What keeps `auto` from a GPU goes into the log.
+    pub fn about_device(&mut self, choice: DeviceChoice) {
+        if let Some(reason) = choice.why_cpu() {
+            self.log_only(&reason);
+        }
+    }
+
+    /// For `train.log` alone.
+    pub fn log_only(&mut self, text: &str) {
         self.texts.push(text.to_owned());
     }
 }
@@ -108,12 +121,17 @@ pub fn go(parts: Parts, watching: &Watching) -> Result<()> {
         .then(|| EventWriter::resume(&event_folder, &state.progress, &folder.file(run_folder::METRICS)))
         .transpose()?;
     let said = metrics::said(folder.file(run_folder::METRICS));
+    let resident = ResidentImages::of_run(&splits.train, &config.augmentation, device)?;
+    if resident.is_some() {
+        log.write(Level::Info, "the training images stay on the device");
+    }
     let session = Session {
         retrievals: RetrievalsWriter::open(folder.file(run_folder::RETRIEVALS), state.progress.epoch)?,
         events,
         watch: Watch::new(config.clone(), Facts::of(&splits, device), said),
         config,
         splits,
+        resident,
         identity,
         state,
         objective,

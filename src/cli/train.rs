@@ -130,6 +130,7 @@ fn fresh(arguments: &Arguments) -> Result<()> {
         None => toml::Table::new(),
     };
     let (config, device) = opened.settings(network)?;
+    notes.about_device(config.device);
     let splits = opened.splits;
     // What can be refused is refused before every image is decoded.
     if let Some(out) = &arguments.out {
@@ -204,6 +205,7 @@ fn resume(path: &Path, arguments: &Arguments) -> Result<()> {
     let config = start::resumed_config(&found, &flags)?;
     set_threads(config.threads)?;
     let device = config.device.resolve()?;
+    notes.about_device(config.device);
     // Another folder was asked for, or the checkpoint lies in none: its run goes on there.
     let same = |folder: &RunFolder, out: &Path| out.canonicalize().ok() == folder.path().canonicalize().ok();
     let out = arguments.out.as_ref().filter(|out| folder.as_ref().is_none_or(|folder| !same(folder, out)));

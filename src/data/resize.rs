@@ -12,7 +12,7 @@ use std::ops::Range;
 use image::RgbImage;
 
 /// Fractional bits of a weight: 32 less 8 for the pixel and 2 to spare, as in Pillow.
-const FRACTION_BITS: u32 = 22;
+pub(crate) const FRACTION_BITS: u32 = 22;
 /// One half, added before the shift so that sums round to the nearest.
 const HALF: i32 = 1 << (FRACTION_BITS - 1);
 /// Rows summed at a time in the horizontal pass: they share their weights, and fill vector registers.
@@ -132,7 +132,7 @@ impl Resizer {
 
 /// Which pass comes first, for the roundings between them depend on it: Pillow 13 begins with the rows where the
 /// height loses more than twice as many pixels as the width. (Earlier versions always begin with the columns.)
-fn vertical_first(crop: Crop, width: u32, height: u32) -> bool {
+pub(crate) fn vertical_first(crop: Crop, width: u32, height: u32) -> bool {
     let lost = |from: u32, to: u32| i64::from(from) - i64::from(to);
     lost(crop.height, height) > (2 * lost(crop.width, width)).max(0)
 }
@@ -189,6 +189,17 @@ impl Taps {
         let weights = self.weights.chunks_exact(self.stride);
         self.spans.iter().zip(weights).map(|(&(first, count), weights)| (first, &weights[..count]))
     }
+}
+
+/// The weight of each of `input` positions in each of `output` ones along an axis, `[output, input]`, of 2^[`FRACTION_BITS`].
+pub(crate) fn weights(input: u32, output: u32) -> Vec<i32> {
+    let mut taps = Taps::default();
+    taps.compute(input, output, 0..output);
+    let mut matrix = vec![0; input as usize * output as usize];
+    for (row, (first, weights)) in matrix.chunks_exact_mut(input as usize).zip(taps.iter()) {
+        row[first..first + weights.len()].copy_from_slice(weights);
+    }
+    matrix
 }
 
 /// Weights sum to one but for their rounding: the upper end needs clipping, the lower one doesn't.

@@ -3,13 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use crate::data::augment::{Normalization, NormalizationTable, TestTransform};
 use crate::data::dataset::Dataset;
 use crate::data::loader::{Batch, Loader, LoaderOptions, View};
 use crate::error::Result;
-use crate::model::{Encoder, Family, Layer, from_slice_nhwc, to_vec_f32};
+use crate::model::{Encoder, Family, Layer, from_slice_nhwc, to_vec_f32, upload};
 
 /// How images become the encoder's input: what is fixed by the encoder, not drawn at random.
 #[derive(Clone, Debug)]
@@ -94,9 +94,10 @@ pub fn each_batch(
     mut each: impl FnMut(&Batch, Vec<Tensor>) -> Result<()>,
 ) -> Result<()> {
     let mut loader = Loader::new(Arc::clone(data.source()), view, order, batch_size, input.loader)?;
+    let uploader = Uploader::new(&input.normalization, encoder.device());
     while let Some(batch) = loader.next() {
         let batch = batch?;
-        let features = encoder.features(&input_tensor(&batch, &input.normalization), layers);
+        let features = encoder.features(&uploader.images(&batch), layers);
         each(&batch, features)?;
         loader.recycle(batch);
     }
@@ -161,4 +162,73 @@ pub fn input_tensor(batch: &Batch, normalization: &NormalizationTable) -> Tensor
     normalization.normalize_into(&batch.pixels, &mut values);
     let side = batch.size as usize;
     from_slice_nhwc(&values, [batch.indices.len(), side, side])
+}
+
+/// Makes batches the input of an encoder on a device. With CUDA the levels are uploaded as bytes and normalised there: a
+/// quarter of the numbers' size, and the same numbers.
+#[derive(Debug)]
+pub struct Uploader {
+    normalization: Arc<NormalizationTable>,
+    /// The table f32 `[768]`, by level and channel, where normalisation is the device's work.
+    table: Option<Tensor>,
+}
+
+impl Uploader {
+    /// For an encoder on `device`.
+    pub fn new(normalization: &Arc<NormalizationTable>, device: Device) -> Self {
+        match device {
+            Device::Cuda(_) => Self::normalizing_on(normalization, device),
+            _ => Uploader { normalization: Arc::clone(normalization), table: None },
+        }
+    }
+
+    /// One that normalises on `device`, whatever that is.
+    pub fn normalizing_on(normalization: &Arc<NormalizationTable>, device: Device) -> Self {
+        let values: Vec<f32> = (0..=255u8)
+            .flat_map(|level| [0, 1, 2].map(|channel| normalization.value(level, channel)))
+            .collect();
+        let table = Some(Tensor::from_slice(&values).to_device(device));
+        Uploader { normalization: Arc::clone(normalization), table }
+    }
+
+    /// `batch` as the encoder takes it: f32 `[B, 3, H, W]` with channels-last memory.
+    pub fn images(&self, batch: &Batch) -> Tensor {
+        let Some(table) = &self.table else { return input_tensor(batch, &self.normalization) };
+        let side = i64::from(batch.size);
+        let levels = upload(&batch.pixels, &[batch.indices.len() as i64, side, side, 3], table.device());
+        normalized(table, &levels)
+    }
+
+    /// The same of `levels` `[B, H, W, 3]` of any kind that are on the device already.
+    ///
+    /// # Panics
+    /// If this uploader does not normalise on a device.
+    pub fn images_of_levels(&self, levels: &Tensor) -> Tensor {
+        normalized(self.table.as_ref().expect("an uploader that normalises on a device"), levels)
+    }
+}
+
+/// `levels` `[B, H, W, 3]` looked up in `table` `[768]`: f32 `[B, 3, H, W]`, channels-last.
+fn normalized(table: &Tensor, levels: &Tensor) -> Tensor {
+    let channels = Tensor::arange(3, (Kind::Int, table.device()));
+    let places = levels.to_kind(Kind::Int) * 3 + channels;
+    table.index_select(0, &places.reshape([-1])).view(&levels.size()[..]).permute([0, 3, 1, 2])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_normalises_to_the_same_bits() {
+        let pixels = (0..2 * 8 * 8 * 3).map(|i| (i * 37 % 256) as u8).collect();
+        let batch = Batch { indices: vec![4, 2], pixels, size: 8 };
+        let table = Arc::new(Normalization::imagenet().table());
+        let (host, device) =
+            (Uploader::new(&table, Device::Cpu), Uploader::normalizing_on(&table, Device::Cpu));
+        let (expected, found) = (host.images(&batch), device.images(&batch));
+        assert_eq!((found.size(), found.stride()), (expected.size(), expected.stride()));
+        let bits = |tensor: &Tensor| to_vec_f32(tensor).into_iter().map(f32::to_bits).collect::<Vec<_>>();
+        assert_eq!(bits(&found), bits(&expected));
+    }
 }

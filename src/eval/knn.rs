@@ -5,9 +5,11 @@
 //! [search](nearest) with the largest k serves a whole grid of k and temperatures.
 
 mod coarse;
+mod device;
 mod search;
 
 pub use coarse::CoarseRows;
+pub use device::nearest_at;
 pub use search::{Neighbors, SearchOptions, nearest};
 
 use std::collections::HashMap;

@@ -4,6 +4,8 @@
 //! each image's own row left out). Without labels: how often a second augmented view finds its own row first,
 //! with alignment and uniformity (Wang & Isola 2020).
 
+use tch::Device;
+
 use super::features::{Input, embed_each, embed_layers, unit_rows};
 use super::knn::{self, GridCell, Neighbors, SearchOptions};
 use crate::bank::MemoryBank;
@@ -89,10 +91,10 @@ pub fn queries_at(
     Ok(Some(layers.iter().zip(features).map(of_layer).collect()))
 }
 
-/// The `k` rows of `bank` nearest to each query; rows of quarantined images are passed over.
-pub fn search(queries: &Queries, bank: &MemoryBank, train: &Dataset, k: usize) -> Neighbors {
+/// The `k` rows of `bank` nearest to each query, searched where the encoder is; rows of quarantined images are passed over.
+pub fn search(device: Device, queries: &Queries, bank: &MemoryBank, train: &Dataset, k: usize) -> Neighbors {
     let options = SearchOptions { own_rows: queries.own_rows.as_deref(), excluded_rows: train.quarantined() };
-    knn::nearest(&queries.features, bank.rows(), bank.dim(), k, options)
+    knn::nearest_at(device, &queries.features, bank.rows(), bank.dim(), k, options)
 }
 
 /// Weighted kNN for every pair of `ks` and `temperatures` from one search; k beyond the rows there are is cut.
@@ -132,7 +134,7 @@ pub fn label_free(
         Ok(())
     })?;
     let options = SearchOptions { own_rows: None, excluded_rows: train.quarantined() };
-    let nearest = knn::nearest(&features, bank.rows(), bank.dim(), 1, options);
+    let nearest = knn::nearest_at(encoder.device(), &features, bank.rows(), bank.dim(), 1, options);
     let own = nearest.indices.iter().zip(&indices).filter(|(found, own)| found == own).count();
     let dim = bank.dim();
     let alignment = indices

@@ -3,8 +3,9 @@
 use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
-use tch::{Cuda, Device};
+use tch::Device;
 
+use super::cuda;
 use crate::error::{Error, Result};
 
 /// `--device auto|cpu|cuda[:N]|mps`.
@@ -23,31 +24,28 @@ pub enum DeviceChoice {
 }
 
 impl DeviceChoice {
-    /// The device itself.
+    /// The device itself. A CUDA device is [looked for](cuda::devices) before libtorch does anything else, so call this
+    /// before the first tensor.
     ///
     /// # Errors
-    /// If the device is not there, or this libtorch was built without it.
+    /// If the device is not there, saying what is missing.
     pub fn resolve(self) -> Result<Device> {
-        let cuda_devices = if Cuda::is_available() { Cuda::device_count().max(0) as usize } else { 0 };
         match self {
-            DeviceChoice::Auto if cuda_devices > 0 => Ok(Device::Cuda(0)),
-            DeviceChoice::Auto | DeviceChoice::Cpu => Ok(Device::Cpu),
-            DeviceChoice::Cuda(index) if index < cuda_devices => Ok(Device::Cuda(index)),
-            DeviceChoice::Cuda(_) if !tch::utils::has_cuda() => Err(refused(
-                self,
-                "this libtorch is built for CPUs only",
-                "set up libtorch with CUDA (see the README), or use --device cpu",
-            )),
-            DeviceChoice::Cuda(_) if cuda_devices == 0 => Err(refused(
-                self,
-                "no CUDA device was found",
-                "check nvidia-smi and CUDA_VISIBLE_DEVICES, or use --device cpu",
-            )),
-            DeviceChoice::Cuda(_) => Err(refused(
-                self,
-                &format!("this machine has {cuda_devices} CUDA device(s), counted from 0"),
-                "give one of them, or use --device cpu",
-            )),
+            DeviceChoice::Cpu => Ok(Device::Cpu),
+            DeviceChoice::Auto if cuda::devices().is_ok() => Ok(cuda_device(0)),
+            DeviceChoice::Auto => Ok(Device::Cpu),
+            DeviceChoice::Cuda(index) => {
+                let count =
+                    cuda::devices().map_err(|absent| refused(self, &absent.to_string(), absent.hint()))?;
+                if index < count {
+                    return Ok(cuda_device(index));
+                }
+                Err(refused(
+                    self,
+                    &format!("this machine has {count} CUDA device(s), counted from 0"),
+                    "give one of them, or use --device cpu",
+                ))
+            }
             DeviceChoice::Mps if tch::utils::has_mps() => Ok(Device::Mps),
             DeviceChoice::Mps => Err(refused(
                 self,
@@ -56,6 +54,19 @@ impl DeviceChoice {
             )),
         }
     }
+
+    /// Why `auto` means the CPU here; `None` where it does not, or another device was named.
+    pub fn why_cpu(self) -> Option<String> {
+        match (self, cuda::devices()) {
+            (DeviceChoice::Auto, Err(absent)) => Some(format!("on the CPU: {absent}")),
+            _ => None,
+        }
+    }
+}
+
+fn cuda_device(index: usize) -> Device {
+    cuda::prefer_speed();
+    Device::Cuda(index)
 }
 
 /// `device` as `--device` names it.

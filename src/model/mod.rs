@@ -9,12 +9,15 @@
 pub mod config;
 pub mod convert;
 pub mod cost;
+pub mod cuda;
 pub mod device;
 pub mod encoder;
 mod init;
 pub mod parameters;
 pub mod precision;
 mod resnet;
+pub mod tf32;
+pub mod upload;
 
 pub use config::{Arch, EncoderConfig, Family, Head};
 pub use convert::{from_slice_nhwc, to_vec_f32};
@@ -23,3 +26,4 @@ pub use encoder::{Encoder, Layer, Mode};
 pub use parameters::{Entry, Gradients, Parameters, Role};
 pub use precision::{Precision, PrecisionChoice};
 pub(crate) use resnet::NORM_EPSILON;
+pub use upload::upload;

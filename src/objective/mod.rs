@@ -8,7 +8,10 @@
 //!
 //! Shapes: B batch, N images, D embedding width, K negatives. Rows of the bank are gathered as they are needed:
 //! nothing of size B·K·D or N·B exists. Each batch row is one task, so results do not depend on the threads.
+//!
+//! [`device`] has the same for a bank that lies on a GPU.
 
+pub mod device;
 mod full;
 mod gather;
 pub mod nce;

@@ -7,7 +7,7 @@ use crate::bank::{MemoryBank, Negatives, Noise};
 use rayon::prelude::*;
 
 /// Keeps the published quotients away from 0/0.
-const EPSILON: f64 = 1e-7;
+pub(super) const EPSILON: f64 = 1e-7;
 
 /// The NCE loss and its gradient.
 ///

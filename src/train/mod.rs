@@ -4,6 +4,7 @@
 //! run that was killed at any step and resumed ends with the same bytes as one that was not (same machine, same
 //! number of threads).
 
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use log::Level;
@@ -18,6 +19,8 @@ use crate::report::tensorboard::EventWriter;
 use crate::report::{EpochStart, MetricsWriter, Reporter};
 
 pub mod bench;
+mod feed;
+pub mod images;
 pub mod memory;
 mod observe;
 pub mod pass;
@@ -26,6 +29,7 @@ pub mod state;
 pub mod step;
 pub mod watch;
 
+use images::ResidentImages;
 use pass::{NoStep, Pass, milliseconds};
 use state::{DataIdentity, TrainState};
 use step::Objective;
@@ -37,6 +41,8 @@ pub struct Session<'a> {
     pub config: TrainConfig,
     /// The images.
     pub splits: Splits,
+    /// The training images on the device, where they fit and there is one; a loader brings them otherwise.
+    pub resident: Option<Rc<ResidentImages>>,
     /// What the images are, for checkpoints.
     pub identity: DataIdentity,
     /// Encoder, optimiser, bank, counters.
@@ -104,7 +110,7 @@ pub fn run(mut session: Session<'_>) -> Result<Summary> {
 impl Session<'_> {
     /// The rest of the current epoch, from the batch the counters name.
     fn pass(&mut self) -> Result<Ended> {
-        let mut pass = Pass::start(&self.config, &self.splits.train, &self.state.progress)?;
+        let mut pass = Pass::start(&self.config, &self.splits.train, self.resident.as_ref(), &self.state)?;
         let save_every = Duration::from_secs_f64(self.config.save_every * 60.0);
         let mut saved_at = Instant::now();
         self.reporter.epoch_started(EpochStart {

@@ -32,6 +32,7 @@ impl Session<'_> {
         let started = Instant::now();
         let config = &self.config;
         let epoch = self.state.progress.epoch;
+        let bank = self.state.bank.on_host();
         let input = Input::new(config.family, config.image_size, config.workers)
             .with_read_timeout(config.read_timeout());
         let queries = monitor::queries(&self.state.encoder, &self.splits, &input, &mut |_| {})?;
@@ -40,7 +41,7 @@ impl Session<'_> {
             Some(queries) => {
                 let k = if config.monitor == Monitor::Nn { 1 } else { config.knn_k };
                 let train = &self.splits.train;
-                let neighbors = monitor::search(&queries, &self.state.bank, train, k);
+                let neighbors = monitor::search(self.state.encoder.device(), &queries, &bank, train, k);
                 // One search answers both: the nearest row is the first of the k.
                 let mut ks = vec![1, k];
                 ks.dedup();
@@ -56,7 +57,7 @@ impl Session<'_> {
             None => {
                 let measured = monitor::label_free(
                     &self.state.encoder,
-                    &self.state.bank,
+                    &bank,
                     &self.splits.train,
                     &config.augmentation,
                     &input,
@@ -76,7 +77,7 @@ impl Session<'_> {
         };
         let seconds = started.elapsed().as_secs_f64();
         let started = Instant::now();
-        let spread = spread(&self.state.bank, self.splits.train.quarantined(), config.temperature);
+        let spread = spread(&bank, self.splits.train.quarantined(), config.temperature);
         let seconds_of_spread = started.elapsed().as_secs_f64();
         records.iter_mut().for_each(|record| record.seconds = seconds);
         records.extend(spread.map(|spread| EvalRecord {
@@ -108,7 +109,7 @@ impl Session<'_> {
         if !retrievals::due(epoch, self.config.epochs) {
             return Ok(());
         }
-        let queries = retrieve(&self.state.encoder, &self.state.bank, &self.splits, input)?;
+        let queries = retrieve(&self.state.encoder, &self.state.bank.on_host(), &self.splits, input)?;
         let snapshot = Snapshot { epoch, step, queries };
         self.retrievals.append(&snapshot)?;
         let splits = self.splits.clone();

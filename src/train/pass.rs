@@ -1,29 +1,28 @@
 //! One pass over the training images, a step at a time: what an epoch consists of, in a run and in a benchmark.
 
-use std::sync::Arc;
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use super::feed::Feed;
+use super::images::ResidentImages;
 use super::state::TrainState;
-use super::step::{Objective, train_batch};
+use super::step::{Objective, queue_batch};
 use crate::checkpoint::state::Progress;
 use crate::config::TrainConfig;
-use crate::data::augment::NormalizationTable;
 use crate::data::dataset::Dataset;
-use crate::data::loader::{Loader, LoaderStatistics, View, epoch_order};
+use crate::data::loader::{LoaderStatistics, epoch_order};
 use crate::error::{Error, Result};
 use crate::eval::features::Input;
 use crate::model::Gradients;
 use crate::optim::{self, Schedule};
 use crate::report::StepRecord;
-use crate::rng::Purpose;
 
-/// The rest of an epoch: its loader, and what does not change from step to step.
+/// The rest of an epoch: where its batches come from, and what does not change from step to step.
 pub struct Pass {
     config: TrainConfig,
     train: Dataset,
-    normalization: Arc<NormalizationTable>,
     schedule: Schedule,
-    loader: Loader,
+    feed: Feed,
     epoch: u64,
     n_batches: u64,
 }
@@ -37,29 +36,29 @@ pub struct NoStep {
 }
 
 impl Pass {
-    /// Starts loading the epoch that `progress` names, from the batch that it names.
+    /// Starts loading the epoch that the progress of `state` names, from the batch that it names, for its encoder's
+    /// device. `resident` are the images if they are there already.
     ///
     /// # Errors
     /// If no thread can be started.
-    pub fn start(config: &TrainConfig, train: &Dataset, progress: &Progress) -> Result<Self> {
+    pub fn start(
+        config: &TrainConfig,
+        train: &Dataset,
+        resident: Option<&Rc<ResidentImages>>,
+        state: &TrainState,
+    ) -> Result<Self> {
+        let progress = &state.progress;
         let epoch = progress.epoch;
         let order = epoch_order(&train.trainable_indices(), config.seed, epoch);
         let n_batches = order.len().div_ceil(config.batch_size) as u64;
         let done = (progress.step_in_epoch as usize * config.batch_size).min(order.len());
         let input = Input::new(config.family, config.image_size, config.workers)
             .with_read_timeout(config.read_timeout());
-        let view = View::Train {
-            transform: config.augmentation,
-            seed: config.seed,
-            epoch,
-            purpose: Purpose::Augmentation,
-        };
-        let source = Arc::clone(train.source());
+        let device = state.encoder.device();
         Ok(Pass {
-            loader: Loader::new(source, view, order[done..].to_vec(), config.batch_size, input.loader)?,
+            feed: Feed::new(config, train, resident, &input, &order[done..], epoch, device)?,
             config: config.clone(),
             train: train.clone(),
-            normalization: input.normalization,
             schedule: config.lr_schedule(),
             epoch,
             n_batches,
@@ -78,7 +77,7 @@ impl Pass {
 
     /// What loading has cost so far.
     pub fn loading(&self) -> LoaderStatistics {
-        self.loader.statistics()
+        self.feed.statistics()
     }
 
     /// One optimiser step: `accumulate` batches, or those that are left. The record holds the parts of its time
@@ -105,25 +104,28 @@ impl Pass {
         let mut gradients: Option<Gradients> = None;
         for done in 0..group {
             let waiting = Instant::now();
-            let batch = self
-                .loader
+            let views = self
+                .feed
                 .next()
-                .unwrap_or(Err(Error::Worker { worker: "loader" }))
                 // In the middle of a group there is no state to go on from; the last checkpoint serves.
                 .map_err(|error| NoStep { error, untouched: done == 0 })?;
             record.data_ms += milliseconds(waiting.elapsed());
             let draw = self.epoch * self.n_batches + state.progress.step_in_epoch;
-            let outcome = train_batch(
+            let queued = queue_batch(
                 state,
                 objective,
-                &batch,
-                &self.normalization,
+                views.indices(),
+                || self.feed.images(&views),
                 config.bank_momentum,
                 group as usize,
                 draw,
             );
+            if queued.waits() {
+                self.feed.prepare();
+            }
+            let outcome = queued.wait();
             if !outcome.loss.is_finite() {
-                let names = batch.indices.iter().map(|&i| self.train.name(i as usize).into_owned());
+                let names = views.indices().iter().map(|&i| self.train.name(i as usize).into_owned());
                 let error = Error::NonFiniteLoss {
                     loss: outcome.loss,
                     epoch: self.epoch,
@@ -141,9 +143,9 @@ impl Pass {
             {
                 *part += milliseconds(spent);
             }
-            images += batch.indices.len();
+            images += views.indices().len();
             state.progress.step_in_epoch += 1;
-            self.loader.recycle(batch);
+            self.feed.recycle(views);
         }
         let updating = Instant::now();
         if let Some(gradients) = gradients {

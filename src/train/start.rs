@@ -231,18 +231,14 @@ pub fn fresh_state(
         }
     }
     let normalizer = Normalizer::new(config.normalizer.0, train.len(), config.embed_dim, config.temperature);
-    Ok(TrainState {
-        sgd: Sgd::new(encoder.parameters(), config.momentum, config.weight_decay),
-        encoder,
-        bank,
-        normalizer,
-        progress: Progress {
-            epoch: config.start_epoch,
-            seed: config.seed,
-            ln_z: normalizer.ln_z,
-            ..Progress::default()
-        },
-    })
+    let sgd = Sgd::new(encoder.parameters(), config.momentum, config.weight_decay);
+    let progress = Progress {
+        epoch: config.start_epoch,
+        seed: config.seed,
+        ln_z: normalizer.ln_z,
+        ..Progress::default()
+    };
+    Ok(TrainState::new(encoder, sgd, bank, normalizer, progress))
 }
 
 /// A new encoder for `config` on `device`.

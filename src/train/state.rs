@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use safetensors::Dtype;
 use tch::{Device, Kind, Tensor, no_grad};
 
-use crate::bank::MemoryBank;
+use crate::bank::{Bank, DeviceBank, MemoryBank};
 use crate::checkpoint::format::{Checkpoint, CheckpointView, TensorBytes};
 use crate::checkpoint::state::Progress;
 use crate::config::TrainConfig;
@@ -21,7 +21,7 @@ pub struct TrainState {
     /// Momentum buffers and hyper-parameters.
     pub sgd: Sgd,
     /// One unit row per training image.
-    pub bank: MemoryBank,
+    pub bank: Bank,
     /// NCE's constant Z.
     pub normalizer: Normalizer,
     /// Where the run stands.
@@ -81,6 +81,33 @@ impl DataIdentity {
 }
 
 impl TrainState {
+    /// The state of a run on the encoder's device: with CUDA the bank moves there, and the optimiser's memory into one
+    /// piece; otherwise both stay as they are.
+    pub fn new(
+        encoder: Encoder,
+        sgd: Sgd,
+        bank: MemoryBank,
+        normalizer: Normalizer,
+        progress: Progress,
+    ) -> Self {
+        let bank = Bank::on(bank, encoder.device());
+        let on_device = matches!(bank, Bank::Device(_));
+        let mut state = TrainState { encoder, sgd, bank, normalizer, progress };
+        if on_device {
+            state.sgd.in_one_piece(state.encoder.parameters_mut());
+        }
+        state
+    }
+
+    /// The same state with everything in tensor operations, whatever the device: what a run under CUDA does, to be tried
+    /// where there is none.
+    pub fn in_tensor_operations(mut self) -> Self {
+        let bank = DeviceBank::new(&self.bank.on_host(), self.encoder.device());
+        self.bank = Bank::Device(bank);
+        self.sgd.in_one_piece(self.encoder.parameters_mut());
+        self
+    }
+
     /// The whole state as a checkpoint, handed to `write`.
     ///
     /// # Errors
@@ -98,7 +125,8 @@ impl TrainState {
         for (name, buffer) in self.sgd.buffers() {
             view.tensors.push(host_bytes(format!("{MOMENTUM}{name}"), buffer));
         }
-        view.tensors.push(TensorBytes::from_f32(BANK, [self.bank.len(), self.bank.dim()], self.bank.rows()));
+        let bank = self.bank.on_host();
+        view.tensors.push(TensorBytes::from_f32(BANK, [bank.len(), bank.dim()], bank.rows()));
         let (config, data, progress) = (config.clone(), data.clone(), self.progress.clone());
         Saved { config, progress, data, origin: None }.store(&mut view)?;
         write(&view)
@@ -294,7 +322,7 @@ pub fn load(
     }
     let fresh = Normalizer::new(config.normalizer.0, bank.len(), bank.dim(), config.temperature);
     let normalizer = Normalizer { ln_z: saved.progress.ln_z.or(fresh.ln_z), ..fresh };
-    Ok(TrainState { encoder, sgd, bank, normalizer, progress: saved.progress.clone() })
+    Ok(TrainState::new(encoder, sgd, bank, normalizer, saved.progress.clone()))
 }
 
 /// A tensor's elements on the host, in C order, whatever its memory layout.
@@ -350,7 +378,7 @@ mod tests {
         let encoder = fresh_encoder(&config, Device::Cpu);
         let state = TrainState {
             sgd: Sgd::new(encoder.parameters(), config.momentum, config.weight_decay),
-            bank: MemoryBank::random(3, 4, 0),
+            bank: Bank::Host(MemoryBank::random(3, 4, 0)),
             normalizer: Normalizer::new(config.normalizer.0, 3, 4, config.temperature),
             progress: Progress::default(),
             encoder,

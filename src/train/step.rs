@@ -1,16 +1,15 @@
 //! One batch: forward, loss, backward, and the bank's move. The arithmetic of the paper happens here, in order.
 
+use std::cell::OnceCell;
 use std::time::{Duration, Instant};
 
-use tch::Tensor;
+use tch::{Device, Tensor};
 
 use super::state::TrainState;
-use crate::bank::{MemoryBank, Negatives, Noise};
+use crate::bank::{Bank, DeviceBank, MemoryBank, Negatives, Noise, draw_negatives};
 use crate::config::{BankInit, ObjectiveKind, TrainConfig};
-use crate::data::augment::NormalizationTable;
-use crate::data::loader::Batch;
-use crate::eval::features::input_tensor;
-use crate::model::{Gradients, Mode, to_vec_f32};
+use crate::model::{Encoder, Gradients, Mode, to_vec_f32, upload};
+use crate::objective::device::{self, DeviceLoss, DeviceNoise, DeviceProblem};
 use crate::objective::normalizer::estimate_ln_z;
 use crate::objective::{Entries, LossAndGradient, Normalizer, nce, proximal, softmax};
 
@@ -20,6 +19,8 @@ pub struct Objective {
     temperature: f64,
     n_negatives: usize,
     noise: Noise,
+    /// The noise where the bank is, made when it is first needed.
+    device_noise: OnceCell<DeviceNoise>,
     proximal: f64,
     seed: u64,
     estimate_from: Entries,
@@ -33,7 +34,8 @@ pub struct BatchOutcome {
     pub loss: f64,
     /// The gradient of every parameter; `None` if the loss is not finite.
     pub gradients: Option<Gradients>,
-    /// Upload and forward pass.
+    /// Upload and forward pass. On a device these are the times to queue the work, not to do it; the last of the three
+    /// includes waiting for all of it.
     pub forward: Duration,
     /// Loss and its gradient.
     pub objective: Duration,
@@ -49,6 +51,7 @@ impl Objective {
             temperature: config.temperature,
             n_negatives: config.n_negatives,
             noise,
+            device_noise: OnceCell::new(),
             proximal: config.proximal,
             seed: config.seed,
             // In a bank of features a positive scores near exp(1/T) from the start and would dominate the mean of
@@ -103,48 +106,168 @@ impl Objective {
         }
         result
     }
+
+    /// [`evaluate`](Self::evaluate) where the bank is on a device, with `features` and i64 `rows` `[B]` there too. The same
+    /// negatives are drawn, on the host.
+    pub fn evaluate_on_device(
+        &self,
+        features: &Tensor,
+        rows: &Tensor,
+        bank: &DeviceBank,
+        normalizer: &mut Normalizer,
+        draw: u64,
+    ) -> DeviceLoss {
+        let device = bank.device();
+        let problem = DeviceProblem { features, bank, indices: rows, temperature: self.temperature };
+        let mut result = match self.kind {
+            ObjectiveKind::Softmax => device::full_softmax(&problem, &self.excluded_rows),
+            ObjectiveKind::SampledSoftmax => {
+                device::sampled_softmax(&problem, &self.negatives_on(device, draw, rows.size()[0]))
+            }
+            ObjectiveKind::Nce => {
+                let negatives = self.negatives_on(device, draw, rows.size()[0]);
+                let noise = self.device_noise.get_or_init(|| DeviceNoise::new(&self.noise, device));
+                let ln_z = device::ln_z(normalizer, &problem, &negatives, noise, self.estimate_from);
+                device::nce(&problem, &negatives, ln_z, noise)
+            }
+        };
+        if self.proximal > 0.0 {
+            result.add(device::proximal(&problem, self.proximal));
+        }
+        result
+    }
+
+    /// The negatives of batch number `draw`, i32 `[batch, K]`.
+    fn negatives_on(&self, device: Device, draw: u64, batch: i64) -> Tensor {
+        let drawn = draw_negatives(&self.noise, self.seed, draw, batch as usize, self.n_negatives);
+        // A bank on a device has no row number that needs the highest bit.
+        let drawn: Vec<i32> = drawn.into_iter().map(u32::cast_signed).collect();
+        upload(&drawn, &[batch, self.n_negatives as i64], device)
+    }
 }
 
-/// Takes one batch through the network and the objective, and moves the batch's rows of the bank. The gradients are
-/// those of the loss divided by `group`, the number of batches that make one optimiser step; the step is the caller's.
+/// A batch whose work is done on the host, or queued on a device.
+pub struct QueuedBatch {
+    outcome: BatchOutcome,
+    /// The loss where it has to be waited for, and when the backward pass began to be queued.
+    on_device: Option<(Tensor, Instant)>,
+}
+
+impl QueuedBatch {
+    /// Whether there is something to wait for: time to get the next batch ready.
+    pub fn waits(&self) -> bool {
+        self.on_device.is_some()
+    }
+
+    /// What it came to, after the device has got so far.
+    pub fn wait(self) -> BatchOutcome {
+        let Some((loss, begun)) = self.on_device else { return self.outcome };
+        let loss = loss.double_value(&[]);
+        let gradients = self.outcome.gradients.filter(|_| loss.is_finite());
+        BatchOutcome { loss, gradients, backward: begun.elapsed(), ..self.outcome }
+    }
+}
+
+/// Takes the images `indices` through the network and the objective, and moves their rows of the bank. `images` makes the
+/// encoder's input of them, f32 `[B, 3, H, W]`. The gradients are those of the loss divided by `group`, the number of
+/// batches that make one optimiser step; the step is the caller's.
 ///
 /// With a loss that is not finite nothing is moved.
 pub fn train_batch(
     state: &mut TrainState,
     objective: &Objective,
-    batch: &Batch,
-    normalization: &NormalizationTable,
+    indices: &[u32],
+    images: impl FnOnce() -> Tensor,
     bank_momentum: f32,
     group: usize,
     draw: u64,
 ) -> BatchOutcome {
-    let started = Instant::now();
-    let embedded = state.encoder.forward(&input_tensor(batch, normalization), Mode::Train); // [B, D], unit rows
-    let features = to_vec_f32(&embedded);
-    let forward = started.elapsed();
+    queue_batch(state, objective, indices, images, bank_momentum, group, draw).wait()
+}
 
+/// [`train_batch`] without waiting for a device: neither the loss nor whether it is finite is known yet.
+pub fn queue_batch(
+    state: &mut TrainState,
+    objective: &Objective,
+    indices: &[u32],
+    images: impl FnOnce() -> Tensor,
+    bank_momentum: f32,
+    group: usize,
+    draw: u64,
+) -> QueuedBatch {
     let started = Instant::now();
-    let LossAndGradient { loss, mut gradient, .. } =
-        objective.evaluate(&features, &batch.indices, &state.bank, &mut state.normalizer, draw);
-    let objective_time = started.elapsed();
-    if !loss.is_finite() {
-        return BatchOutcome {
-            loss,
-            gradients: None,
+    let embedded = state.encoder.forward(&images(), Mode::Train); // [B, D], unit rows
+    let TrainState { encoder, bank, normalizer, .. } = state;
+    let batch = Embedded { encoder, embedded, indices, objective, bank_momentum, group, draw, started };
+    match bank {
+        Bank::Host(bank) => QueuedBatch { outcome: batch.finish_on_host(bank, normalizer), on_device: None },
+        Bank::Device(bank) => batch.queue_on_device(bank, normalizer),
+    }
+}
+
+/// A batch whose forward pass is done, or queued.
+struct Embedded<'a> {
+    encoder: &'a Encoder,
+    embedded: Tensor,
+    indices: &'a [u32],
+    objective: &'a Objective,
+    bank_momentum: f32,
+    group: usize,
+    draw: u64,
+    started: Instant,
+}
+
+impl Embedded<'_> {
+    fn finish_on_host(self, bank: &mut MemoryBank, normalizer: &mut Normalizer) -> BatchOutcome {
+        let features = to_vec_f32(&self.embedded);
+        let forward = self.started.elapsed();
+
+        let started = Instant::now();
+        let LossAndGradient { loss, mut gradient, .. } =
+            self.objective.evaluate(&features, self.indices, bank, normalizer, self.draw);
+        let objective = started.elapsed();
+        if !loss.is_finite() {
+            return BatchOutcome { loss, gradients: None, forward, objective, backward: Duration::ZERO };
+        }
+
+        let started = Instant::now();
+        if self.group > 1 {
+            let share = 1.0 / self.group as f32;
+            gradient.iter_mut().for_each(|g| *g *= share);
+        }
+        let gradient = Tensor::from_slice(&gradient).view_as(&self.embedded);
+        let gradients = self.encoder.backward(&self.embedded, &gradient);
+        // The gradient has been taken: now, and only here, the bank moves.
+        bank.update(&features, self.indices, self.bank_momentum);
+        BatchOutcome { loss, gradients: Some(gradients), forward, objective, backward: started.elapsed() }
+    }
+
+    /// The same, queued; nothing is waited for but an estimate of Z.
+    fn queue_on_device(self, bank: &mut DeviceBank, normalizer: &mut Normalizer) -> QueuedBatch {
+        let features = self.embedded.detach();
+        let rows: Vec<i64> = self.indices.iter().map(|&index| i64::from(index)).collect();
+        let rows = upload(&rows, &[rows.len() as i64], bank.device());
+        let forward = self.started.elapsed();
+
+        let started = Instant::now();
+        let DeviceLoss { loss, mut gradient } =
+            self.objective.evaluate_on_device(&features, &rows, bank, normalizer, self.draw);
+        let objective = started.elapsed();
+
+        let started = Instant::now();
+        if self.group > 1 {
+            gradient *= 1.0 / self.group as f64;
+        }
+        let gradients = self.encoder.backward(&self.embedded, &gradient);
+        // The gradient has been taken: now, and only here, the bank moves, unless the device finds the loss not finite.
+        bank.update(&features, &rows, self.bank_momentum, &loss.isfinite());
+        let outcome = BatchOutcome {
+            loss: f64::NAN,
+            gradients: Some(gradients),
             forward,
-            objective: objective_time,
-            backward: Duration::ZERO,
+            objective,
+            backward: started.elapsed(),
         };
+        QueuedBatch { outcome, on_device: Some((loss, started)) }
     }
-
-    let started = Instant::now();
-    if group > 1 {
-        let share = 1.0 / group as f32;
-        gradient.iter_mut().for_each(|g| *g *= share);
-    }
-    let gradients = state.encoder.backward(&embedded, &Tensor::from_slice(&gradient).view_as(&embedded));
-    // The gradient has been taken: now, and only here, the bank moves.
-    state.bank.update(&features, &batch.indices, bank_momentum);
-    let backward = started.elapsed();
-    BatchOutcome { loss, gradients: Some(gradients), forward, objective: objective_time, backward }
 }

@@ -168,7 +168,7 @@ pub fn run(arguments: Arguments) -> Result<()> {
         )));
     }
     let temperature = subject.found.saved.config.temperature;
-    let (rows, detail) = test(&arguments, &banks, &queries, &splits.train, temperature);
+    let (rows, detail) = test(&arguments, encoder.device(), &banks, &queries, &splits.train, temperature);
     print_rows(arguments.json, &rows, &splits.train)?;
     let results: Vec<_> = rows.iter().map(|row| serde_json::json!(row)).collect();
     subject.record("knn", results)?;
@@ -184,6 +184,7 @@ pub fn run(arguments: Arguments) -> Result<()> {
 /// Every k, T, layer and bank; and the details of the first layer's last bank with the first k and T.
 fn test(
     request: &Arguments,
+    device: tch::Device,
     banks: &[(Layer, Source, MemoryBank)],
     queries: &[Queries],
     train: &Dataset,
@@ -199,7 +200,7 @@ fn test(
         let index =
             request.layers.iter().position(|l| l == layer).expect("a bank of a layer that was asked for");
         let queries = &queries[index];
-        let neighbors = monitor::search(queries, bank, train, largest);
+        let neighbors = monitor::search(device, queries, bank, train, largest);
         let confusion = |k, temperature| {
             let scores = knn::vote(&neighbors, labels, train.n_classes(), k, temperature);
             Confusion::of(&scores, train.n_classes(), &queries.labels)

@@ -29,10 +29,16 @@ impl ColorOp {
             ColorOp::Brightness(factor) => blend_level(0, factor as f32, pixels),
             ColorOp::Contrast(factor) => blend_level(mean_luma(pixels), factor as f32, pixels),
             ColorOp::Saturation(factor) => saturate(factor as f32, pixels),
-            // Truncated toward zero, then wrapped: what NumPy's conversions make of it.
-            ColorOp::Hue(factor) => turn_hue((factor * 255.0) as i32 as u8, pixels),
+            ColorOp::Hue(turn) => turn_hue(Self::hue_shift(turn), pixels),
             ColorOp::Grayscale => grayscale(pixels),
         }
+    }
+}
+
+impl ColorOp {
+    /// What [`ColorOp::Hue`] adds to the hue byte: truncated toward zero, then wrapped, as NumPy's conversions make of it.
+    pub(crate) fn hue_shift(turn: f64) -> u8 {
+        (turn * 255.0) as i32 as u8
     }
 }
 

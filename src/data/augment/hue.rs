@@ -37,6 +37,32 @@ fn turn_portable(to_hsv: &ToHsv, to_rgb: &ToRgb, shift: u8, pixels: &mut [u8]) {
     }
 }
 
+/// The tables as whole numbers, for conversions where our memory is not at hand: the steps between the look-ups are those of
+/// [`places`] and [`ToRgb::convert`].
+pub(crate) struct HueTables {
+    /// Hue by rank · 2¹⁶ + range · 2⁸ + largest less middle channel; a rank has a bit each for r ≥ g, g ≥ b, r ≥ b.
+    pub hues: Vec<i32>,
+    /// Saturation by largest channel · 2⁸ + range.
+    pub saturations: Vec<i32>,
+    /// The changing channel's share of the value, of 2²⁴, by hue · 2⁸ + saturation.
+    pub shares: Vec<i32>,
+    /// By hue: which of value, changing and smallest channel is red, green and blue, `[256, 3]`.
+    pub orders: Vec<i64>,
+}
+
+/// The tables of both conversions.
+pub(crate) fn hue_tables() -> HueTables {
+    let whole = |table: &[u8]| table.iter().map(|&level| i32::from(level)).collect();
+    let orders =
+        TO_RGB.shifts.iter().flat_map(|shift| [0, 8, 16].map(|place| i64::from(shift >> place & 0xFF) / 8));
+    HueTables {
+        hues: whole(&*TO_HSV.hues),
+        saturations: whole(&*TO_HSV.saturations),
+        shares: TO_RGB.shares.iter().map(|&share| share as i32).collect(),
+        orders: orders.collect(),
+    }
+}
+
 static TO_HSV: LazyLock<ToHsv> = LazyLock::new(ToHsv::new);
 static TO_RGB: LazyLock<ToRgb> = LazyLock::new(ToRgb::new);
 

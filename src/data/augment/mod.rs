@@ -19,6 +19,7 @@ use crate::error::{Error, Result};
 pub use color::ColorOp;
 pub use draw::AugmentParameters;
 pub(crate) use draw::below;
+pub(crate) use hue::hue_tables;
 pub use normalize::{Normalization, NormalizationTable};
 
 /// Largest side of a view, in pixels: beyond it a batch would not fit any memory.

@@ -7,11 +7,13 @@
 mod peak;
 mod report;
 
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 pub use peak::Peak;
 pub use report::{Loading, Parts, Report, StepTimes};
 
+use super::images::ResidentImages;
 use super::pass::{NoStep, Pass, milliseconds};
 use super::state::TrainState;
 use super::step::Objective;
@@ -116,6 +118,7 @@ struct Steps<'a> {
     splits: &'a Splits,
     state: &'a mut TrainState,
     objective: &'a Objective,
+    resident: Option<Rc<ResidentImages>>,
     pass: Pass,
     /// What the passes before this one cost to load.
     loading: Loading,
@@ -136,8 +139,10 @@ impl<'a> Steps<'a> {
         state: &'a mut TrainState,
         objective: &'a Objective,
     ) -> Result<Self> {
-        let pass = Pass::start(config, &splits.train, &state.progress)?;
-        Ok(Steps { config, splits, state, objective, pass, loading: Loading::default() })
+        let device = state.encoder.device();
+        let resident = ResidentImages::of_run(&splits.train, &config.augmentation, device)?;
+        let pass = Pass::start(config, &splits.train, resident.as_ref(), state)?;
+        Ok(Steps { config, splits, state, objective, resident, pass, loading: Loading::default() })
     }
 
     fn next(&mut self) -> Result<StepRecord> {
@@ -145,7 +150,7 @@ impl<'a> Steps<'a> {
             self.loading.add(&self.pass.loading());
             self.state.progress.epoch += 1;
             self.state.progress.step_in_epoch = 0;
-            self.pass = Pass::start(self.config, &self.splits.train, &self.state.progress)?;
+            self.pass = Pass::start(self.config, &self.splits.train, self.resident.as_ref(), self.state)?;
         }
         self.pass.step(self.state, self.objective).map_err(|NoStep { error, .. }| error)
     }
