@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use common::{describe, fails, lemniscate, succeeds, tiny, write_images};
 use flate2::Compression;
 use flate2::write::GzEncoder;
-use lemniscate::data::decode::decode_bytes;
+use lemniscate::data::decode::{decode_bytes, decode_within};
 use lemniscate::data::{DataFormat, OpenOptions, open};
 
 /// A WebP file with one chunk, `kind`, of `content`.
@@ -55,6 +55,24 @@ fn a_webp_chunk_that_claims_gigabytes_is_cut_short() {
         bytes[at..at + 4].copy_from_slice(&claim.to_le_bytes());
         let error = decode_bytes(&bytes, "claim.webp").unwrap_err().to_string();
         assert!(error.contains("truncated"), "{claim}: {error}");
+    }
+}
+
+/// Found by fuzzing: a frame has a header of its own, and memory was taken for that before it met the canvas.
+#[test]
+fn a_webp_frame_larger_than_its_canvas_is_held_against_the_limits() {
+    let canvas = [0x10, 0, 0, 0, 23, 0, 0, 15, 0, 0];
+    let frame = [0x10, 0, 0, 0x9D, 0x01, 0x2A, 0x18, 0x2A, 0x00, 0x33];
+    let chunk = |kind: &[u8; 4], content: &[u8]| webp(kind, content)[12..].to_vec();
+    let still = [chunk(b"VP8X", &canvas), chunk(b"VP8 ", &frame)].concat();
+    let moving = [&[0; 16], &chunk(b"VP8L", &[0x2F, 0xFF, 0xFF, 0xFF, 0x0F, 0])[..]].concat();
+    let moving = [chunk(b"VP8X", &canvas), chunk(b"ANMF", &moving)].concat();
+    for (chunks, claim) in [(still, "10776 x 13056"), (moving, "16384 x 16384")] {
+        let mut bytes = webp(b"none", &[])[..12].to_vec();
+        bytes.extend(&chunks);
+        bytes[4..8].copy_from_slice(&(4 + chunks.len() as u32).to_le_bytes());
+        let error = decode_within(&bytes, "claim.webp", 1 << 24).unwrap_err().to_string();
+        assert!(error.contains(claim) && error.contains("exceed the limits"), "{error}");
     }
 }
 

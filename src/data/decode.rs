@@ -23,6 +23,8 @@ use zune_jpeg::zune_core::options::DecoderOptions;
 
 use crate::error::{Error, Result};
 
+mod webp;
+
 /// Longest side in pixels that is decoded (libjpeg's limit, too).
 pub const MAX_SIDE: u32 = 65_500;
 /// Bytes that one image's file may have, and that decoding it may take besides: 512 MiB each.
@@ -90,10 +92,12 @@ fn decode(bytes: &[u8], max_alloc: u64) -> Reason<RgbImage> {
     }
     match image::guess_format(bytes) {
         Ok(ImageFormat::Jpeg) => decode_jpeg(bytes, max_alloc),
-        Ok(ImageFormat::WebP) if !complete_riff(bytes) => {
-            Err("the file is truncated: shorter than its RIFF header, or a chunk of it, says".into())
+        Ok(format) => {
+            if format == ImageFormat::WebP {
+                webp::check(bytes, max_alloc)?;
+            }
+            decode_other(bytes, format, max_alloc)
         }
-        Ok(format) => decode_other(bytes, format, max_alloc),
         Err(_) => Err("not an image of a known format".into()),
     }
 }
@@ -163,23 +167,6 @@ fn complete_jpeg(bytes: &[u8]) -> Reason<bool> {
 fn is_subsampled(frame: &[u8]) -> bool {
     let components = frame.get(6..).unwrap_or_default().as_chunks::<3>().0;
     components.windows(2).any(|pair| pair[0][1] != pair[1][1])
-}
-
-/// Whether a RIFF file is as long as it and each of its chunks say. The WebP decoder reads the pixels first and misses a
-/// lost EXIF chunk; and it takes memory for a chunk, up to 4 GiB, before it looks how much of it there is.
-fn complete_riff(bytes: &[u8]) -> bool {
-    let size = |at: usize| {
-        let field = bytes.get(at..at.checked_add(4)?)?;
-        Some(u32::from_le_bytes([field[0], field[1], field[2], field[3]]) as usize)
-    };
-    let Some(end) = size(4).map(|size| size + 8).filter(|&end| end <= bytes.len()) else { return false };
-    let mut at = 12;
-    // Each chunk: four letters, its size, its content, and a byte to make that even.
-    while at + 8 <= end {
-        let Some(size) = size(at + 4).filter(|&size| size <= bytes.len() - at - 8) else { return false };
-        at += 8 + size.next_multiple_of(2);
-    }
-    true
 }
 
 fn decode_other(bytes: &[u8], format: ImageFormat, max_alloc: u64) -> Reason<RgbImage> {
