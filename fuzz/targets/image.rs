@@ -7,7 +7,7 @@ use lemniscate::rng::{Purpose, stream};
 use libfuzzer_sys::fuzz_target;
 
 /// In the place of the program's own bound, so that many images fit into a second. An allocation of a decoder that goes
-/// far beyond it ends the run: `fuzz/run.sh` sets libFuzzer's own limit to four times this.
+/// far beyond it ends the run: `fuzz/run.sh` sets libFuzzer's own limit.
 const MAX_ALLOC: u64 = 16 << 20;
 
 fuzz_target!(|data: &[u8]| {
