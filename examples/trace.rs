@@ -19,7 +19,7 @@ use lemniscate::eval::features::{Input, input_tensor};
 use lemniscate::model::to_vec_f32;
 use lemniscate::rng::Purpose;
 use lemniscate::train::start;
-use lemniscate::train::step::{Objective, train_batch};
+use lemniscate::train::step::{Objective, queue_batch};
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 
@@ -73,7 +73,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         record.integers(format!("negatives.{step}"), &drawn, vec![b, config.n_negatives as i64]);
         let images = || input_tensor(&batch, &input.normalization);
         let outcome =
-            train_batch(&mut state, &objective, &batch.indices, images, config.bank_momentum, 1, step);
+            queue_batch(&mut state, &objective, &batch.indices, images, config.bank_momentum, 1, step).wait();
         losses.push(outcome.loss as f32);
         let gradients = outcome.gradients.ok_or("the loss is not finite")?;
         state.sgd.step(state.encoder.parameters_mut(), gradients, config.lr);

@@ -22,7 +22,7 @@ use lemniscate::report::{MetricsWriter, SilentReporter, metrics};
 use lemniscate::rng::Purpose;
 use lemniscate::train::images::{MOST_BYTES, ResidentImages};
 use lemniscate::train::state::{self, TrainState};
-use lemniscate::train::step::{Objective, train_batch};
+use lemniscate::train::step::{Objective, queue_batch};
 use lemniscate::train::watch::{Facts, Watch};
 use lemniscate::train::{Session, run, start};
 use tch::Device;
@@ -164,7 +164,7 @@ fn every_step_in_tensor_operations_is_the_step_in_our_kernels() {
             let found = start::find(&path).unwrap();
             let tensors = state::load(&found.checkpoint, &found.saved, &config, Device::Cpu).unwrap();
             let mut tensors = tensors.in_tensor_operations();
-            let expected = train_batch(
+            let expected = queue_batch(
                 &mut kernels,
                 &objective,
                 &batch.indices,
@@ -172,10 +172,11 @@ fn every_step_in_tensor_operations_is_the_step_in_our_kernels() {
                 0.5,
                 2,
                 step,
-            );
+            )
+            .wait();
             let levels = || images.views(&batch.indices, config.seed, 0, purpose);
             let pixels = || on_device.images_of_levels(&levels());
-            let found = train_batch(&mut tensors, &objective, &batch.indices, pixels, 0.5, 2, step);
+            let found = queue_batch(&mut tensors, &objective, &batch.indices, pixels, 0.5, 2, step).wait();
             assert_close(&[expected.loss], &[found.loss], 5e-6, more);
             for (state, outcome) in [(&mut kernels, expected), (&mut tensors, found)] {
                 state.sgd.step(state.encoder.parameters_mut(), outcome.gradients.unwrap(), config.lr);
@@ -231,7 +232,7 @@ fn a_loss_that_is_not_finite_moves_nothing() {
     let noise = start::noise(&config, &splits().train).unwrap();
     let objective = Objective::new(&config, noise, Vec::new());
     let images = tch::Tensor::full([2, 3, 16, 16], f64::NAN, (tch::Kind::Float, Device::Cpu));
-    let outcome = lemniscate::train::step::train_batch(&mut state, &objective, &[0, 1], || images, 0.5, 1, 0);
+    let outcome = queue_batch(&mut state, &objective, &[0, 1], || images, 0.5, 1, 0).wait();
     assert!(outcome.loss.is_nan() && outcome.gradients.is_none());
     assert_eq!(rows(&state), before);
 }

@@ -172,20 +172,8 @@ impl QueuedBatch {
 /// encoder's input of them, f32 `[B, 3, H, W]`. The gradients are those of the loss divided by `group`, the number of
 /// batches that make one optimiser step; the step is the caller's.
 ///
-/// With a loss that is not finite nothing is moved.
-pub fn train_batch(
-    state: &mut TrainState,
-    objective: &Objective,
-    indices: &[u32],
-    images: impl FnOnce() -> Tensor,
-    bank_momentum: f32,
-    group: usize,
-    draw: u64,
-) -> BatchOutcome {
-    queue_batch(state, objective, indices, images, bank_momentum, group, draw).wait()
-}
-
-/// [`train_batch`] without waiting for a device: neither the loss nor whether it is finite is known yet.
+/// A device is not waited for: neither the loss nor whether it is finite is known before [`QueuedBatch::wait`]. With a loss that
+/// is not finite nothing is moved.
 pub fn queue_batch(
     state: &mut TrainState,
     objective: &Objective,

@@ -28,23 +28,13 @@ pub fn nearest_at(
     options: SearchOptions,
 ) -> Neighbors {
     match device {
-        Device::Cuda(_) => tf32::without(|| nearest_in_tensors(device, queries, rows, dim, k, options)),
+        Device::Cuda(_) => tf32::without(|| in_tiles(device, queries, rows, dim, k, options, BLOCK, SCORES)),
         _ => nearest(queries, rows, dim, k, options),
     }
 }
 
-/// The search in tensor operations, whatever the device.
-fn nearest_in_tensors(
-    device: Device,
-    queries: &[f32],
-    rows: &[f32],
-    dim: usize,
-    k: usize,
-    options: SearchOptions,
-) -> Neighbors {
-    in_tiles(device, queries, rows, dim, k, options, BLOCK, SCORES)
-}
-
+/// The search in tensor operations, whatever the device, for `block` queries at a time against tiles of at most `scores`
+/// scores.
 #[allow(clippy::too_many_arguments, reason = "what a search is given, where, and how it is cut")]
 fn in_tiles(
     device: Device,
@@ -192,12 +182,7 @@ fn similarity_of(key: i64) -> f32 {
 mod tests {
     use super::*;
     use crate::bank::MemoryBank;
-
-    /// Rows of small integers: many equal similarities, all exact.
-    fn integers(n: usize, dim: usize, seed: u64) -> Vec<f32> {
-        let rows = MemoryBank::random(n, dim, seed);
-        rows.rows().iter().map(|x| (x * (dim as f32).sqrt() * 1.4).round()).collect()
-    }
+    use crate::eval::knn::search::tests::integers;
 
     #[test]
     fn equals_the_hosts_search_with_all_its_ties() {
@@ -234,7 +219,7 @@ mod tests {
         let (queries, rows) = (MemoryBank::random(60, 24, 1), MemoryBank::random(3000, 24, 2));
         let options = SearchOptions::default();
         let expected = nearest(queries.rows(), rows.rows(), 24, 20, options);
-        let found = nearest_in_tensors(Device::Cpu, queries.rows(), rows.rows(), 24, 20, options);
+        let found = in_tiles(Device::Cpu, queries.rows(), rows.rows(), 24, 20, options, BLOCK, SCORES);
         for (a, b) in found.similarities.iter().zip(&expected.similarities) {
             assert!((a - b).abs() < 1e-5, "{a} {b}");
         }

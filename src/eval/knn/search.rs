@@ -264,7 +264,7 @@ impl Block<'_> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::bank::MemoryBank;
 
@@ -290,7 +290,7 @@ mod tests {
     }
 
     /// Rows of small integers: many equal similarities, all exact.
-    fn integers(n: usize, dim: usize, seed: u64) -> Vec<f32> {
+    pub(in crate::eval::knn) fn integers(n: usize, dim: usize, seed: u64) -> Vec<f32> {
         MemoryBank::random(n, dim, seed)
             .rows()
             .iter()

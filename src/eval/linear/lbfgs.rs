@@ -230,11 +230,15 @@ impl<'a> Lbfgs<'a> {
             add(&mut q, -weight, change);
             weights.push(weight);
         }
-        let measured =
-            |gradient: &[f64]| self.metric.map_or_else(|| gradient.to_vec(), |metric| metric(gradient));
-        q = measured(&q);
+        if let Some(metric) = self.metric {
+            q = metric(&q);
+        }
         if let Some((_, change, inverse)) = self.history.back() {
-            let scale = 1.0 / (inverse * dot(change, &measured(change)));
+            let curvature = match self.metric {
+                Some(metric) => dot(change, &metric(change)),
+                None => dot(change, change),
+            };
+            let scale = 1.0 / (inverse * curvature);
             q.iter_mut().for_each(|x| *x *= scale);
         }
         for ((step, change, inverse), weight) in self.history.iter().zip(weights.into_iter().rev()) {
