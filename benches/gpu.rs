@@ -4,11 +4,11 @@
 
 use std::time::Instant;
 
-use lemniscate::bank::{DeviceBank, MemoryBank, Noise, draw_negatives};
+use lemniscate::bank::{DeviceBank, MemoryBank, Noise};
 use lemniscate::eval::knn::{SearchOptions, nearest_at};
-use lemniscate::model::{DeviceChoice, upload};
+use lemniscate::model::{DeviceChoice, Precision, upload};
 use lemniscate::objective::device::{self, DeviceNoise, DeviceProblem};
-use tch::{Cuda, Device};
+use tch::{Cuda, Device, Tensor};
 
 const DIM: usize = 128;
 const NEIGHBORS: usize = 200;
@@ -35,6 +35,15 @@ fn median_ms(device: Device, runs: usize, mut call: impl FnMut()) -> f64 {
     times[times.len() / 2]
 }
 
+fn problem<'a>(
+    features: &'a Tensor,
+    bank: &'a DeviceBank,
+    indices: &'a Tensor,
+    products: Precision,
+) -> DeviceProblem<'a> {
+    DeviceProblem { features, bank, indices, temperature: 0.07, products }
+}
+
 #[allow(clippy::print_stdout)]
 fn report(case: &str, n: usize, batch: usize, k: usize, ms: f64) {
     println!(
@@ -55,7 +64,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let (n, batch, queries) = (number(1, 1_281_167)?, number(2, 256)?, number(3, 50_000)?);
 
     let host = MemoryBank::random(n, DIM, 1);
-    let mut bank = DeviceBank::new(&host, device);
+    let mut bank = DeviceBank::new(&host, Precision::Fp32, device);
     let features: Vec<f32> = MemoryBank::random(batch, DIM, 2)
         .rows()
         .chunks_exact(DIM)
@@ -70,13 +79,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let noise = Noise::Uniform { n: n as u32 };
     let device_noise = DeviceNoise::new(&noise, device);
     for k in [4096, 65_536] {
-        // Drawing and uploading the negatives is part of a step.
-        let negatives = |step| {
-            let drawn = draw_negatives(&noise, 1, step, batch, k).into_iter().map(u32::cast_signed);
-            upload(&drawn.collect::<Vec<_>>(), &[batch as i64, k as i64], device)
-        };
-        let problem =
-            DeviceProblem { features: &features, bank: &bank, indices: &indices, temperature: 0.07 };
+        // Drawing the negatives is part of a step.
+        let negatives = |step| bank.draw_negatives(&noise, 1, step, batch, k);
+        let problem = problem(&features, &bank, &indices, Precision::Bf16);
         let given = negatives(0);
         let ms = median_ms(device, 21, || drop(device::nce(&problem, &given, 11.6, &device_noise)));
         report("nce", n, batch, k, ms);
@@ -85,9 +90,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let ms = median_ms(device, 21, || drop(device::sampled_softmax(&problem, &given)));
         report("sampled", n, batch, k, ms);
     }
-    let problem = DeviceProblem { features: &features, bank: &bank, indices: &indices, temperature: 0.07 };
-    let ms = median_ms(device, 21, || drop(device::full_softmax(&problem, &[])));
-    report("full", n, batch, 0, ms);
+    for (case, products) in [("full", Precision::Bf16), ("full fp32", Precision::Fp32)] {
+        let problem = problem(&features, &bank, &indices, products);
+        let ms = median_ms(device, 21, || drop(device::full_softmax(&problem, &[])));
+        report(case, n, batch, 0, ms);
+    }
     let wanted = features.isfinite().all();
     let ms = median_ms(device, 21, || bank.update(&features, &indices, 0.5, &wanted));
     report("update", n, batch, 0, ms);

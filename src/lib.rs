@@ -13,6 +13,7 @@ pub mod bank;
 pub mod checkpoint;
 pub mod cli;
 pub mod config;
+mod cuda_kernels;
 pub mod data;
 pub mod error;
 pub mod eval;

@@ -1,37 +1,68 @@
-//! The bank on a device, in tensor operations: what [`MemoryBank`] is where the memory is not ours to reach.
+//! The bank on a device: what [`MemoryBank`] is where the memory is not ours to reach.
 //!
-//! Generic over the device, the CPU included, on which it is held against [`MemoryBank`].
+//! Worked on by our CUDA kernels where there are any, else in tensor operations, which are generic over the device, the CPU
+//! included. Both are held against [`MemoryBank`].
 
 use std::borrow::Cow;
 
 use tch::{Device, Kind, Tensor, no_grad};
 
-use super::MemoryBank;
-use crate::model::to_vec_f32;
+use super::{MemoryBank, Noise, draw_negatives};
+use crate::cuda_kernels::Kernels;
+use crate::model::{Precision, to_vec_f32, upload};
 
-/// The rows f32 `[N, D]` on a device. During training only [`update`](Self::update) writes.
+/// The rows f32 or bf16 `[N, D]` on a device. During training only [`update`](Self::update) writes.
 #[derive(Debug)]
 pub struct DeviceBank {
     rows: Tensor,
+    kernels: Result<Kernels, String>,
 }
 
 impl DeviceBank {
-    /// The rows of `bank`, copied to `device`.
+    /// The rows of `bank`, rounded to `precision` and copied to `device`; with our kernels for them, if it can run any.
     ///
     /// # Panics
     /// If there are more than 2³¹ − 1 rows, which a device's 32-bit indices cannot number.
-    pub fn new(bank: &MemoryBank, device: Device) -> Self {
-        assert!(i32::try_from(bank.len()).is_ok(), "{} rows: row numbers are 31 bits wide", bank.len());
-        let shape = [bank.len() as i64, bank.dim() as i64];
-        DeviceBank { rows: Tensor::from_slice(bank.rows()).view(shape).to_device(device) }
+    pub fn new(bank: &MemoryBank, precision: Precision, device: Device) -> Self {
+        let kernels = Kernels::compile(bank.dim(), precision.kind(), device);
+        Self::with_kernels(bank, precision, device, kernels)
     }
 
-    /// The rows, copied to the host.
+    /// On the CPU, with the kernels' twin.
+    #[cfg(test)]
+    pub(crate) fn with_twin(bank: &MemoryBank, precision: Precision) -> Self {
+        let kernels = Kernels::twin(bank.dim(), precision.kind());
+        Self::with_kernels(bank, precision, Device::Cpu, Ok(kernels))
+    }
+
+    fn with_kernels(
+        bank: &MemoryBank,
+        precision: Precision,
+        device: Device,
+        kernels: Result<Kernels, String>,
+    ) -> Self {
+        assert!(i32::try_from(bank.len()).is_ok(), "{} rows: row numbers are 31 bits wide", bank.len());
+        let shape = [bank.len() as i64, bank.dim() as i64];
+        let rows = Tensor::from_slice(bank.rows()).view(shape).to_kind(precision.kind()).to_device(device);
+        DeviceBank { rows, kernels }
+    }
+
+    /// Our kernels for these rows.
+    pub(crate) fn kernels(&self) -> Option<&Kernels> {
+        self.kernels.as_ref().ok()
+    }
+
+    /// Why everything is done in tensor operations; `None` where it is not.
+    pub fn why_no_kernels(&self) -> Option<&str> {
+        self.kernels.as_ref().err().map(String::as_str)
+    }
+
+    /// The rows, copied to the host: f32 holds every bf16 exactly.
     pub fn to_host(&self) -> MemoryBank {
         MemoryBank::from_rows(self.len(), self.dim(), to_vec_f32(&self.rows))
     }
 
-    /// All rows, f32 `[N, D]`.
+    /// All rows, f32 or bf16 `[N, D]`.
     pub fn rows(&self) -> &Tensor {
         &self.rows
     }
@@ -52,7 +83,20 @@ impl DeviceBank {
         self.rows.device()
     }
 
-    /// [`MemoryBank::update`] in tensor operations: `row ← unit(m·row + (1 − m)·feature)` for the rows of `indices`.
+    /// The negatives of batch number `draw`, i32 `[batch, k]`: those of [`draw_negatives`], drawn on the device if the noise
+    /// is uniform and there are kernels, else on the host and uploaded.
+    pub fn draw_negatives(&self, noise: &Noise, seed: u64, draw: u64, batch: usize, k: usize) -> Tensor {
+        if let (Noise::Uniform { n }, Some(kernels)) = (noise, self.kernels()) {
+            let draw = upload(&[draw.cast_signed()], &[1], self.device());
+            return kernels.draw_uniform(&draw, seed, *n as usize, batch, k);
+        }
+        let drawn = draw_negatives(noise, seed, draw, batch, k);
+        // A bank on a device has no row number that needs the highest bit.
+        let drawn: Vec<i32> = drawn.into_iter().map(u32::cast_signed).collect();
+        upload(&drawn, &[batch as i64, k as i64], self.device())
+    }
+
+    /// [`MemoryBank::update`]: `row ← unit(m·row + (1 − m)·feature)` for the rows of `indices`.
     ///
     /// `features` f32 `[B, D]`; `indices` i64 `[B]`, distinct; both on the bank's device. `wanted` is a boolean scalar
     /// there: where it is false nothing moves, so that a loss need not have reached the host yet. A mixture without
@@ -62,8 +106,11 @@ impl DeviceBank {
     /// If the shapes disagree with the bank's.
     pub fn update(&mut self, features: &Tensor, indices: &Tensor, bank_momentum: f32, wanted: &Tensor) {
         assert_eq!(features.size(), [indices.size()[0], self.rows.size()[1]], "features are [B, D]");
+        if let Some(kernels) = self.kernels() {
+            return kernels.update(&self.rows, features, indices, bank_momentum, wanted);
+        }
         no_grad(|| {
-            let old = self.rows.index_select(0, indices);
+            let old = self.rows.index_select(0, indices).to_kind(Kind::Float);
             let mixed = &old * f64::from(bank_momentum) + features * f64::from(1.0 - bank_momentum);
             let norm = mixed
                 .to_kind(Kind::Double)
@@ -73,7 +120,7 @@ impl DeviceBank {
                 .to_kind(Kind::Float);
             let moves = norm.gt(0.0).logical_and(&norm.isfinite()).logical_and(wanted);
             let new = (mixed / norm).where_self(&moves, &old);
-            let _ = self.rows.index_copy_(0, indices, &new);
+            let _ = self.rows.index_copy_(0, indices, &new.to_kind(self.rows.kind()));
         });
     }
 }
@@ -88,10 +135,10 @@ pub enum Bank {
 }
 
 impl Bank {
-    /// `bank` where a run on `device` keeps it: with the GPU under CUDA, in our memory otherwise.
-    pub fn on(bank: MemoryBank, device: Device) -> Self {
+    /// `bank` where a run on `device` keeps it: with the GPU under CUDA, in `precision`, in our memory otherwise, in fp32.
+    pub fn on(bank: MemoryBank, precision: Precision, device: Device) -> Self {
         match device {
-            Device::Cuda(_) => Bank::Device(DeviceBank::new(&bank, device)),
+            Device::Cuda(_) => Bank::Device(DeviceBank::new(&bank, precision, device)),
             _ => Bank::Host(bank),
         }
     }
@@ -132,11 +179,23 @@ mod tests {
 
     #[test]
     fn an_update_equals_the_hosts_and_leaves_every_other_bit() {
+        let host = MemoryBank::random(50, 19, 1);
+        for precision in [Precision::Fp32, Precision::Bf16] {
+            check_update(DeviceBank::new(&host, precision, Device::Cpu), precision);
+            check_update(DeviceBank::with_twin(&host, precision), precision);
+        }
+    }
+
+    /// `device` holds `MemoryBank::random(50, 19, 1)`.
+    fn check_update(mut device: DeviceBank, precision: Precision) {
         let (n, dim) = (50, 19);
-        let mut host = MemoryBank::random(n, dim, 1);
+        // What lies between a number and its neighbours in that precision, for numbers below 1.
+        let rounding = if precision == Precision::Bf16 { 2f32.powi(-9) } else { 1e-7 };
+        let mut host = device.to_host();
         let before = host.clone();
-        let mut device = DeviceBank::new(&host, Device::Cpu);
-        assert_eq!(device.to_host(), host);
+        for (a, b) in before.rows().iter().zip(MemoryBank::random(n, dim, 1).rows()) {
+            assert!((a - b).abs() <= rounding, "{a} {b}");
+        }
         let mut features = MemoryBank::random(4, dim, 2).rows().to_vec();
         // Two mixtures without direction: not a number, and infinite.
         features[2 * dim] = f32::NAN;
@@ -153,7 +212,7 @@ mod tests {
             for (a, b) in found.row(i).iter().zip(host.row(i)) {
                 let untouched = !indices[..2].contains(&(i as u32));
                 assert!(
-                    if untouched { a.to_bits() == b.to_bits() } else { (a - b).abs() < 1e-7 },
+                    if untouched { a.to_bits() == b.to_bits() } else { (a - b).abs() <= rounding },
                     "{i}: {a} {b}"
                 );
             }
@@ -164,8 +223,10 @@ mod tests {
     #[test]
     fn a_bank_is_where_the_device_wants_it() {
         let rows = MemoryBank::random(3, 4, 1);
-        assert!(matches!(Bank::on(rows.clone(), Device::Cpu), Bank::Host(_)));
-        let bank = Bank::Device(DeviceBank::new(&rows, Device::Cpu));
+        assert!(matches!(Bank::on(rows.clone(), Precision::Bf16, Device::Cpu), Bank::Host(_)));
+        let bank = DeviceBank::new(&rows, Precision::Fp32, Device::Cpu);
+        assert!(bank.kernels().is_none() && bank.why_no_kernels().is_some());
+        let bank = Bank::Device(bank);
         assert_eq!((bank.len(), bank.dim(), bank.on_host().into_owned()), (3, 4, rows));
     }
 }

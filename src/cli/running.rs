@@ -7,6 +7,7 @@ use log::{Level, LevelFilter};
 use super::inputs::data_name;
 use super::{note, say};
 use crate::atomic;
+use crate::bank::Bank;
 use crate::checkpoint::run_folder::{self, RunFolder};
 use crate::checkpoint::signals::Interrupt;
 use crate::checkpoint::state::Progress;
@@ -99,6 +100,11 @@ pub fn go(parts: Parts, watching: &Watching) -> Result<()> {
     };
     remember_machine(&folder, &machine)?;
     notes.texts.iter().for_each(|text| log.write(Level::Info, text));
+    if let Bank::Device(bank) = &state.bank
+        && let Some(reason) = bank.why_no_kernels()
+    {
+        log.write(Level::Info, &format!("in tensor operations, without our CUDA kernels: {reason}"));
+    }
     let quiet = watching.verbosity == LevelFilter::Off;
     let tell = |text: &str| {
         log.write(Level::Info, text);

@@ -9,7 +9,7 @@ use crate::config::{BankInit, Monitor, NormalizerChoice, ObjectiveKind, Schedule
 use crate::data::detect::DataFormat;
 use crate::error::{Error, Result};
 use crate::model::device::DeviceChoice;
-use crate::model::{Arch, Family, Head, PrecisionChoice};
+use crate::model::{Arch, Family, Head, Precision, PrecisionChoice};
 
 /// Flags that change settings; those not given stay out of the table.
 #[derive(clap::Args, Serialize, Debug, Default)]
@@ -79,6 +79,9 @@ pub struct Settings {
     /// What the bank holds before the first step
     #[arg(long, value_enum, help_heading = "Objective")]
     bank_init: Option<BankInit>,
+    /// What the bank's rows are stored in; bf16 halves its memory, on a CUDA device
+    #[arg(long, value_enum, help_heading = "Objective")]
+    bank_precision: Option<Precision>,
     /// NCE's constant Z: first-batch, running-average, analytic, or a number
     #[arg(long, value_name = "Z", help_heading = "Objective")]
     normalizer: Option<NormalizerChoice>,

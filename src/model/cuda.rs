@@ -7,10 +7,11 @@
 //! Searched in this order: the folder that [`FOLDER`] names, and then no other; the folder of the libtorch in use; what
 //! `scripts/libtorch.py --cuda` put into the cache.
 
-use std::ffi::{CStr, CString};
+use std::ffi::{CStr, CString, c_void};
 use std::fmt;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::ptr::NonNull;
 use std::sync::OnceLock;
 
 use tch::Cuda;
@@ -149,7 +150,7 @@ impl Search {
             return Ok(());
         }
         let library = self.find()?;
-        open(&library).map_err(|said| Absent::Unloadable(library, said))
+        open(&library).map(drop).map_err(|said| Absent::Unloadable(library, said))
     }
 
     fn find(&self) -> Result<PathBuf, Absent> {
@@ -189,19 +190,23 @@ fn cached() -> Option<PathBuf> {
 }
 
 /// The file of that name that is part of this process.
-fn mapped(name: &str) -> Option<PathBuf> {
+pub(crate) fn mapped(name: &str) -> Option<PathBuf> {
     let maps = std::fs::read_to_string("/proc/self/maps").ok()?;
     let mut paths = maps.lines().filter_map(|line| Some(PathBuf::from(&line[line.find('/')?..])));
     paths.find(|path| path.file_name().is_some_and(|file| file == name))
 }
 
-/// Loads a shared library for good, its symbols for all that is loaded after it.
-fn open(library: &Path) -> Result<(), String> {
+/// Loads a shared library for good, its symbols for all that is loaded after it; the loader's handle of it.
+///
+/// # Errors
+/// The loader's words.
+pub(crate) fn open(library: &Path) -> Result<NonNull<c_void>, String> {
     let path = CString::new(library.as_os_str().as_bytes()).map_err(|_| "its name holds a NUL".to_owned())?;
     // SAFETY: the path is a C string. The library's initialisers run: it is NVIDIA's driver or a libtorch of our version,
     // which the user installed as such.
-    if !unsafe { libc::dlopen(path.as_ptr(), libc::RTLD_NOW | libc::RTLD_GLOBAL) }.is_null() {
-        return Ok(());
+    let handle = unsafe { libc::dlopen(path.as_ptr(), libc::RTLD_NOW | libc::RTLD_GLOBAL) };
+    if let Some(handle) = NonNull::new(handle) {
+        return Ok(handle);
     }
     // SAFETY: after a failure the loader returns a C string that is valid until this thread's next call, or null.
     let said = unsafe { libc::dlerror().as_ref().map(|said| CStr::from_ptr(said)) };

@@ -6,7 +6,7 @@ use tch::Device;
 use toml::Table;
 
 use super::state::{DataIdentity, Saved, TrainState};
-use crate::bank::{AliasTable, MemoryBank, Noise};
+use crate::bank::{AliasTable, Bank, MemoryBank, Noise};
 use crate::checkpoint::format::Checkpoint;
 use crate::checkpoint::run_folder::{self, Loaded, RunFolder};
 use crate::checkpoint::state::Progress;
@@ -238,6 +238,7 @@ pub fn fresh_state(
         ln_z: normalizer.ln_z,
         ..Progress::default()
     };
+    let bank = Bank::on(bank, config.bank_precision, encoder.device());
     Ok(TrainState::new(encoder, sgd, bank, normalizer, progress))
 }
 

@@ -10,7 +10,7 @@ use crate::checkpoint::format::{Checkpoint, CheckpointView, TensorBytes};
 use crate::checkpoint::state::Progress;
 use crate::config::TrainConfig;
 use crate::error::{Error, Result};
-use crate::model::{Encoder, to_vec_f32};
+use crate::model::{Encoder, Precision, to_vec_f32};
 use crate::objective::Normalizer;
 use crate::optim::Sgd;
 
@@ -81,16 +81,9 @@ impl DataIdentity {
 }
 
 impl TrainState {
-    /// The state of a run on the encoder's device: with CUDA the bank moves there, and the optimiser's memory into one
-    /// piece; otherwise both stay as they are.
-    pub fn new(
-        encoder: Encoder,
-        sgd: Sgd,
-        bank: MemoryBank,
-        normalizer: Normalizer,
-        progress: Progress,
-    ) -> Self {
-        let bank = Bank::on(bank, encoder.device());
+    /// The state of a run on the encoder's device. Where the bank is on a device, the optimiser's memory moves into one
+    /// piece.
+    pub fn new(encoder: Encoder, sgd: Sgd, bank: Bank, normalizer: Normalizer, progress: Progress) -> Self {
         let on_device = matches!(bank, Bank::Device(_));
         let mut state = TrainState { encoder, sgd, bank, normalizer, progress };
         if on_device {
@@ -102,7 +95,7 @@ impl TrainState {
     /// The same state with everything in tensor operations, whatever the device: what a run under CUDA does, to be tried
     /// where there is none.
     pub fn in_tensor_operations(mut self) -> Self {
-        let bank = DeviceBank::new(&self.bank.on_host(), self.encoder.device());
+        let bank = DeviceBank::new(&self.bank.on_host(), Precision::Fp32, self.encoder.device());
         self.bank = Bank::Device(bank);
         self.sgd.in_one_piece(self.encoder.parameters_mut());
         self
@@ -322,6 +315,7 @@ pub fn load(
     }
     let fresh = Normalizer::new(config.normalizer.0, bank.len(), bank.dim(), config.temperature);
     let normalizer = Normalizer { ln_z: saved.progress.ln_z.or(fresh.ln_z), ..fresh };
+    let bank = Bank::on(bank, config.bank_precision, device);
     Ok(TrainState::new(encoder, sgd, bank, normalizer, saved.progress.clone()))
 }
 

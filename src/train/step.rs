@@ -3,12 +3,12 @@
 use std::cell::OnceCell;
 use std::time::{Duration, Instant};
 
-use tch::{Device, Tensor};
+use tch::Tensor;
 
 use super::state::TrainState;
-use crate::bank::{Bank, DeviceBank, MemoryBank, Negatives, Noise, draw_negatives};
+use crate::bank::{Bank, DeviceBank, MemoryBank, Negatives, Noise};
 use crate::config::{BankInit, ObjectiveKind, TrainConfig};
-use crate::model::{Encoder, Gradients, Mode, to_vec_f32, upload};
+use crate::model::{Encoder, Gradients, Mode, PrecisionChoice, to_vec_f32, upload};
 use crate::objective::device::{self, DeviceLoss, DeviceNoise, DeviceProblem};
 use crate::objective::normalizer::estimate_ln_z;
 use crate::objective::{Entries, LossAndGradient, Normalizer, nce, proximal, softmax};
@@ -26,6 +26,8 @@ pub struct Objective {
     estimate_from: Entries,
     /// Rows that are nobody's negative: those of quarantined images, ascending.
     excluded_rows: Vec<u32>,
+    /// In what a device's full softmax may multiply: what the convolutions multiply in.
+    products: PrecisionChoice,
 }
 
 /// What one batch cost and came to.
@@ -61,6 +63,7 @@ impl Objective {
                 BankInit::Features => Entries::Negatives,
             },
             excluded_rows,
+            products: config.precision,
         }
     }
 
@@ -108,7 +111,7 @@ impl Objective {
     }
 
     /// [`evaluate`](Self::evaluate) where the bank is on a device, with `features` and i64 `rows` `[B]` there too. The same
-    /// negatives are drawn, on the host.
+    /// negatives are drawn.
     pub fn evaluate_on_device(
         &self,
         features: &Tensor,
@@ -118,14 +121,18 @@ impl Objective {
         draw: u64,
     ) -> DeviceLoss {
         let device = bank.device();
-        let problem = DeviceProblem { features, bank, indices: rows, temperature: self.temperature };
+        let products = self.products.resolve(device);
+        let problem =
+            DeviceProblem { features, bank, indices: rows, temperature: self.temperature, products };
+        let draw_negatives = || {
+            let batch = rows.size()[0] as usize;
+            bank.draw_negatives(&self.noise, self.seed, draw, batch, self.n_negatives)
+        };
         let mut result = match self.kind {
             ObjectiveKind::Softmax => device::full_softmax(&problem, &self.excluded_rows),
-            ObjectiveKind::SampledSoftmax => {
-                device::sampled_softmax(&problem, &self.negatives_on(device, draw, rows.size()[0]))
-            }
+            ObjectiveKind::SampledSoftmax => device::sampled_softmax(&problem, &draw_negatives()),
             ObjectiveKind::Nce => {
-                let negatives = self.negatives_on(device, draw, rows.size()[0]);
+                let negatives = draw_negatives();
                 let noise = self.device_noise.get_or_init(|| DeviceNoise::new(&self.noise, device));
                 let ln_z = device::ln_z(normalizer, &problem, &negatives, noise, self.estimate_from);
                 device::nce(&problem, &negatives, ln_z, noise)
@@ -135,14 +142,6 @@ impl Objective {
             result.add(device::proximal(&problem, self.proximal));
         }
         result
-    }
-
-    /// The negatives of batch number `draw`, i32 `[batch, K]`.
-    fn negatives_on(&self, device: Device, draw: u64, batch: i64) -> Tensor {
-        let drawn = draw_negatives(&self.noise, self.seed, draw, batch as usize, self.n_negatives);
-        // A bank on a device has no row number that needs the highest bit.
-        let drawn: Vec<i32> = drawn.into_iter().map(u32::cast_signed).collect();
-        upload(&drawn, &[batch, self.n_negatives as i64], device)
     }
 }
 

@@ -96,6 +96,13 @@ impl TrainTransform {
         TrainTransform { flip: 0.0, order: ColorOrder::JitterFirst, ..Self::imagenet(size) }
     }
 
+    /// Ours for CIFAR: with flips, and with a quarter of the published change of hue, which leaves a class's colour
+    /// recognisable.
+    pub fn cifar_strong(size: u32) -> Self {
+        let cifar = Self::cifar(size);
+        TrainTransform { flip: 0.5, jitter: Jitter { hue: 0.1, ..cifar.jitter }, ..cifar }
+    }
+
     /// Refuses settings that no view could be drawn from.
     ///
     /// # Errors

@@ -1,4 +1,4 @@
-//! The same objectives in tensor operations, for banks on a device. Formulas and symbols are those of [`super::nce`],
+//! The same objectives for banks on a device, in tensor operations and our CUDA kernels. Formulas and symbols are those of [`super::nce`],
 //! [`super::softmax`], [`super::normalizer`] and [`super::proximal`]; results agree to rounding.
 //!
 //! Candidates are scored in tiles of bounded size: rows that were gathered for each feature, or, where that moves less
@@ -13,7 +13,9 @@ use tch::{Device, Kind, Tensor, no_grad};
 use super::nce::EPSILON;
 use super::normalizer::{Entries, Normalizer};
 use crate::bank::{DeviceBank, Noise};
-use tiles::{Candidates, Tile};
+use crate::cuda_kernels::Partials;
+use crate::model::Precision;
+use tiles::{Candidates, Drawn, Tile};
 
 /// A loss and its gradient, still on the device.
 #[derive(Debug)]
@@ -43,6 +45,8 @@ pub struct DeviceProblem<'a> {
     pub indices: &'a Tensor,
     /// T, positive.
     pub temperature: f64,
+    /// In what the full softmax may multiply: with [`Precision::Bf16`] one kernel does all of it, where there are kernels.
+    pub products: Precision,
 }
 
 impl DeviceProblem<'_> {
@@ -53,7 +57,7 @@ impl DeviceProblem<'_> {
 
     /// The own rows f32 `[B, D]`, and `v·M[i]/T` f64 `[B]`.
     fn positives(&self) -> (Tensor, Tensor) {
-        let rows = self.bank.rows().index_select(0, self.indices);
+        let rows = self.bank.rows().index_select(0, self.indices).to_kind(Kind::Float);
         let products = self.features.to_kind(Kind::Double) * &rows;
         let logits = products.sum_dim_intlist([1].as_slice(), false, Kind::Double) / self.temperature;
         (rows, logits)
@@ -120,12 +124,21 @@ pub fn nce(problem: &DeviceProblem, negatives: &Tensor, ln_z: f64, noise: &Devic
         let x = logits + own(&offsets);
         let mut loss = (-&x).softplus();
         let mut gradient = positives * (-((-&x).sigmoid())).to_kind(Kind::Float).unsqueeze(1);
-        Candidates::drawn(problem, negatives).each(|tile| {
-            let x = tile.scores() / problem.temperature + tile.of_rows(&offsets);
-            let terms = x.softplus() + tile.of_rows(&constants);
-            loss += tile.sum(&terms);
-            gradient += tile.weighted_rows(&tile.times(&x.sigmoid()));
-        });
+        match Candidates::drawn(problem, negatives) {
+            Drawn::ByKernels(kernels) => {
+                let (rows, features) = (problem.bank.rows(), problem.features);
+                let (terms, weighted) =
+                    kernels.nce(rows, features, negatives, [&offsets, &constants], problem.temperature);
+                loss += terms;
+                gradient += weighted;
+            }
+            Drawn::InTiles(candidates) => candidates.each(|tile| {
+                let x = tile.scores() / problem.temperature + tile.of_rows(&offsets);
+                let terms = x.softplus() + tile.of_rows(&constants);
+                loss += tile.sum(&terms);
+                gradient += tile.weighted_rows(&tile.times(&x.sigmoid()));
+            }),
+        }
         problem.mean(&loss, &gradient)
     })
 }
@@ -137,29 +150,77 @@ pub fn nce(problem: &DeviceProblem, negatives: &Tensor, ln_z: f64, noise: &Devic
 pub fn sampled_softmax(problem: &DeviceProblem, negatives: &Tensor) -> DeviceLoss {
     no_grad(|| {
         let (positives, logits) = problem.positives();
-        let mut sums = RunningSoftmax::new(&logits);
-        // The positive is a candidate of its own, with weight exp(0).
-        sums.total = logits.ones_like();
-        sums.rows = positives.shallow_clone();
-        Candidates::drawn(problem, negatives).each(|tile| sums.add(tile, problem.temperature));
-        sums.finish(problem, &positives, &logits)
+        // The positive is a candidate of its own.
+        match Candidates::drawn(problem, negatives) {
+            Drawn::ByKernels(kernels) => {
+                let (rows, features) = (problem.bank.rows(), problem.features);
+                let partials = kernels.sampled(rows, features, negatives, problem.temperature);
+                add_up(problem, &partials, &positives, &logits)
+            }
+            Drawn::InTiles(candidates) => {
+                let mut sums = RunningSoftmax::new(&logits);
+                sums.total = logits.ones_like(); // exp(0)
+                sums.rows = positives.shallow_clone();
+                candidates.each(|tile| sums.add(tile, problem.temperature));
+                sums.finish(problem, &positives, &logits)
+            }
+        }
     })
 }
 
 /// [`super::softmax::full`]; `excluded` rows, ascending, are no candidates.
 ///
 /// One pass over the bank: each stretch is scored, turned into weights relative to the largest logit so far, and added to
-/// the gradient.
+/// the gradient. Where `problem.products` allows it and there are kernels, that is one of them, with the positives
+/// in fp32 all the same.
 ///
 /// # Panics
 /// If the shapes disagree.
 pub fn full_softmax(problem: &DeviceProblem, excluded: &[u32]) -> DeviceLoss {
     no_grad(|| {
         let (positives, logits) = problem.positives();
+        let kernels = problem.bank.kernels().filter(|kernels| kernels.have_softmax());
+        if let (Some(kernels), Precision::Bf16) = (kernels, problem.products) {
+            let (bank, features) = (problem.bank.rows(), problem.features);
+            let excluded = (!excluded.is_empty()).then(|| flags(excluded, problem.bank));
+            let partials =
+                kernels.softmax(bank, features, problem.indices, excluded.as_ref(), problem.temperature);
+            return add_up(problem, &partials, &positives, &logits);
+        }
         let mut sums = RunningSoftmax::new(&logits);
         Candidates::whole_bank(problem, excluded).each(|tile| sums.add(tile, problem.temperature));
         sums.finish(problem, &positives, &logits)
     })
+}
+
+/// `rows` of the bank as u8 `[N]`: 1 for each of them, 0 for the others.
+fn flags(rows: &[u32], bank: &DeviceBank) -> Tensor {
+    let mut flags = vec![0u8; bank.len()];
+    for &row in rows {
+        flags[row as usize] = 1;
+    }
+    Tensor::from_slice(&flags).to_device(bank.device())
+}
+
+/// The softmax over the positive and what a kernel left in parts, in double precision up to the weights of the parts.
+fn add_up(problem: &DeviceProblem, partials: &Partials, positives: &Tensor, logits: &Tensor) -> DeviceLoss {
+    // In units of ln 2, as the parts.
+    let positive = logits * std::f64::consts::LOG2_E; // [B]
+    let tops = partials.largest.to_kind(Kind::Double); // [B, P]
+    let largest = positive.maximum(&tops.amax([1].as_slice(), false));
+    let weights = (tops - largest.unsqueeze(1)).exp2();
+    let own = (positive - &largest).exp2();
+    let total = (&partials.totals * &weights).sum_dim_intlist([1].as_slice(), false, Kind::Double) + &own;
+    // Weighed and added one by one: a product of matrices may round to TF32.
+    let rows = (&partials.rows * weights.to_kind(Kind::Float).unsqueeze(2)).sum_dim_intlist(
+        [1].as_slice(),
+        false,
+        Kind::Float,
+    );
+    let rows = rows + positives * own.to_kind(Kind::Float).unsqueeze(1);
+    let loss = (largest + total.log2()) * std::f64::consts::LN_2 - logits;
+    let shares = rows / total.to_kind(Kind::Float).unsqueeze(1);
+    problem.mean(&loss, &(shares - positives))
 }
 
 /// `Σ exp(logit − largest)` of each batch row, and the rows weighted so.
@@ -215,7 +276,7 @@ pub fn estimate_ln_z(
     no_grad(|| {
         let minus_ln_q = noise.map(problem.bank.device(), |q| -q.log());
         let mut logs = Vec::new();
-        Candidates::drawn(problem, negatives).each(|tile| {
+        Candidates::in_tiles(problem, negatives).each(|tile| {
             let x = (tile.scores() / problem.temperature + tile.of_rows(&minus_ln_q)).to_kind(Kind::Double);
             logs.push(tile.with_multiplicity_in_log(x).logsumexp([0, 1].as_slice(), false));
         });

@@ -3,7 +3,7 @@
 use super::super::testing::{Case, assert_close, case};
 use super::super::{LossAndGradient, NormalizerMode, normalizer, softmax};
 use super::*;
-use crate::bank::{AliasTable, Negatives};
+use crate::bank::{AliasTable, MemoryBank, Negatives};
 use crate::model::to_vec_f32;
 
 /// A [`Case`] as tensors.
@@ -15,20 +15,36 @@ struct Uploaded {
 }
 
 impl Uploaded {
+    /// For tensor operations.
     fn new(case: &Case) -> Self {
+        Self::with_bank(case, DeviceBank::new(&case.bank, Precision::Fp32, Device::Cpu))
+    }
+
+    /// For the CUDA kernels' twin.
+    fn for_kernels(case: &Case, precision: Precision) -> Self {
+        Self::with_bank(case, DeviceBank::with_twin(&case.bank, precision))
+    }
+
+    fn with_bank(case: &Case, bank: DeviceBank) -> Self {
         let batch = case.indices.len() as i64;
         let indices: Vec<i64> = case.indices.iter().map(|&i| i64::from(i)).collect();
         let negatives: Vec<i32> = case.negatives.iter().map(|&i| i as i32).collect();
         Uploaded {
             features: Tensor::from_slice(&case.features).view([batch, -1]),
-            bank: DeviceBank::new(&case.bank, Device::Cpu),
+            bank,
             indices: Tensor::from_slice(&indices),
             negatives: Tensor::from_slice(&negatives).view([batch, (negatives.len() as i64) / batch]),
         }
     }
 
     fn problem(&self, temperature: f64) -> DeviceProblem<'_> {
-        DeviceProblem { features: &self.features, bank: &self.bank, indices: &self.indices, temperature }
+        DeviceProblem {
+            features: &self.features,
+            bank: &self.bank,
+            indices: &self.indices,
+            temperature,
+            products: Precision::Fp32,
+        }
     }
 }
 
@@ -44,6 +60,15 @@ fn agree(found: &DeviceLoss, expected: &LossAndGradient, temperature: f64, what:
     }
 }
 
+/// `case` with every number rounded to bf16: products of two of them are exact in f32, stored in either precision.
+fn rounded(case: Case) -> Case {
+    let round = |values: &[f32]| -> Vec<f32> {
+        values.iter().map(|&value| half::bf16::from_f32(value).to_f32()).collect()
+    };
+    let bank = MemoryBank::from_rows(case.bank.len(), case.bank.dim(), round(case.bank.rows()));
+    Case { features: round(&case.features), bank, ..case }
+}
+
 const CASES: [(usize, usize, usize, usize); 5] =
     [(50, 16, 3, 16), (40, 128, 5, 100), (7, 13, 2, 33), (300, 24, 4, 1), (2000, 32, 6, 300)];
 
@@ -51,7 +76,7 @@ const CASES: [(usize, usize, usize, usize); 5] =
 fn nce_equals_the_hosts() {
     for (n, dim, batch, k) in CASES {
         let case = case(n, dim, batch, k);
-        let uploaded = Uploaded::new(&case);
+        let by = [Uploaded::new(&case), Uploaded::for_kernels(&case, Precision::Fp32)];
         let uniform = Noise::Uniform { n: n as u32 };
         let mut weights: Vec<f64> = (0..n).map(|i| 1.0 + (i % 5) as f64).collect();
         // A row that is never drawn, nor anybody's own.
@@ -73,10 +98,11 @@ fn nce_equals_the_hosts() {
                     z.ln(),
                     noise,
                 );
-                let problem = uploaded.problem(t);
                 let noise = DeviceNoise::new(noise, Device::Cpu);
-                let found = nce(&problem, &uploaded.negatives, z.ln(), &noise);
-                agree(&found, &expected, t, &format!("NCE N={n} K={k} T={t} Z={z}"));
+                for uploaded in &by {
+                    let found = nce(&uploaded.problem(t), &uploaded.negatives, z.ln(), &noise);
+                    agree(&found, &expected, t, &format!("NCE N={n} K={k} T={t} Z={z}"));
+                }
             }
         }
     }
@@ -91,8 +117,10 @@ fn both_softmaxes_equal_the_hosts() {
             let problem = uploaded.problem(t);
             let given = Negatives::Given(&case.negatives);
             let expected = softmax::sampled(&case.features, &case.bank, &case.indices, &given, t);
-            let found = sampled_softmax(&problem, &uploaded.negatives);
-            agree(&found, &expected, t, &format!("sampled N={n} K={k} T={t}"));
+            for uploaded in [&uploaded, &Uploaded::for_kernels(&case, Precision::Fp32)] {
+                let found = sampled_softmax(&uploaded.problem(t), &uploaded.negatives);
+                agree(&found, &expected, t, &format!("sampled N={n} K={k} T={t}"));
+            }
             let excluded: Vec<u32> =
                 (0..n as u32).filter(|i| i % 7 == 3 && !case.indices.contains(i)).collect();
             for excluded in [&[][..], &excluded] {
@@ -102,6 +130,66 @@ fn both_softmaxes_equal_the_hosts() {
             }
         }
     }
+}
+
+#[test]
+fn a_bank_in_bf16_is_the_bank_of_its_rounded_rows() {
+    let case = rounded(case(300, 24, 4, 70));
+    let noise = Noise::Uniform { n: 300 };
+    let given = Negatives::Given(&case.negatives);
+    let expected =
+        super::super::nce::loss(&case.features, &case.bank, &case.indices, &given, 0.1, 3.0, &noise);
+    let noise = DeviceNoise::new(&noise, Device::Cpu);
+    let sampled = softmax::sampled(&case.features, &case.bank, &case.indices, &given, 0.1);
+    let full = softmax::full(&case.features, &case.bank, &case.indices, 0.1, &[7, 8]);
+    let in_tensor_operations = DeviceBank::new(&case.bank, Precision::Bf16, Device::Cpu);
+    for uploaded in
+        [Uploaded::with_bank(&case, in_tensor_operations), Uploaded::for_kernels(&case, Precision::Bf16)]
+    {
+        assert_eq!(uploaded.bank.rows().kind(), Kind::BFloat16);
+        let problem = uploaded.problem(0.1);
+        agree(&nce(&problem, &uploaded.negatives, 3.0, &noise), &expected, 0.1, "NCE");
+        agree(&sampled_softmax(&problem, &uploaded.negatives), &sampled, 0.1, "sampled");
+        agree(&full_softmax(&problem, &[7, 8]), &full, 0.1, "full");
+    }
+}
+
+#[test]
+fn the_full_softmax_in_one_kernel_rounds_to_bf16_and_no_further() {
+    // Several blocks of features; tiles that end within the bank and beyond it; more parts than tiles, and fewer.
+    for (n, dim, batch) in [(50, 16, 3), (64, 128, 17), (200, 128, 5), (1000, 32, 130), (700, 48, 9)] {
+        let exact = case(n, dim, batch, 1);
+        let rounded = rounded(case(n, dim, batch, 1));
+        let excluded: Vec<u32> = (0..n as u32).filter(|i| i % 7 == 3 && !exact.indices.contains(i)).collect();
+        for (t, precision, excluded) in [
+            (0.03, Precision::Fp32, &[][..]),
+            (0.07, Precision::Bf16, &[][..]),
+            (0.07, Precision::Fp32, &excluded),
+            (0.5, Precision::Bf16, &excluded),
+        ] {
+            let what = format!("N={n} D={dim} T={t} {precision} {}", excluded.len());
+            let (loss, gradient) = in_one_kernel(&rounded, precision, t, excluded);
+            // Weights are rounded to bf16 before they are multiplied; nothing else is.
+            assert!(loss < 1e-5 + 3e-7 / t, "{what}: loss off by {loss}");
+            assert!(gradient < 2f64.powi(-8), "{what}: gradient off by {gradient}");
+        }
+        let (loss, gradient) = in_one_kernel(&exact, Precision::Fp32, 0.07, &[]);
+        assert!(loss < 1e-3 / 0.07 && gradient < 0.03, "N={n} D={dim}: off by {loss} and {gradient}");
+    }
+}
+
+/// How far the kernel's loss, and its gradient relative to the largest entry, are from the host's in fp32.
+fn in_one_kernel(case: &Case, precision: Precision, t: f64, excluded: &[u32]) -> (f64, f64) {
+    let expected = softmax::full(&case.features, &case.bank, &case.indices, t, excluded);
+    let uploaded = Uploaded::for_kernels(case, precision);
+    let problem = DeviceProblem { products: Precision::Bf16, ..uploaded.problem(t) };
+    let found = full_softmax(&problem, excluded);
+    let largest = expected.gradient.iter().fold(0f32, |largest, g| largest.max(g.abs()));
+    let furthest = to_vec_f32(&found.gradient)
+        .iter()
+        .zip(&expected.gradient)
+        .fold(0f32, |furthest, (a, b)| furthest.max((a - b).abs()));
+    ((found.loss.double_value(&[]) - expected.loss).abs(), f64::from(furthest / largest))
 }
 
 #[test]
@@ -197,8 +285,13 @@ fn the_proximal_term_equals_the_hosts() {
 fn nan_anywhere_reaches_the_loss() {
     let mut broken = case(20, 16, 2, 32);
     broken.features[3] = f32::NAN;
-    let uploaded = Uploaded::new(&broken);
-    let problem = uploaded.problem(0.1);
+    for uploaded in [Uploaded::new(&broken), Uploaded::for_kernels(&broken, Precision::Fp32)] {
+        nan_reaches_the_loss(&uploaded);
+    }
+}
+
+fn nan_reaches_the_loss(uploaded: &Uploaded) {
+    let problem = DeviceProblem { products: Precision::Bf16, ..uploaded.problem(0.1) };
     let noise = DeviceNoise::new(&Noise::Uniform { n: 20 }, Device::Cpu);
     for found in [
         nce(&problem, &uploaded.negatives, 3.0, &noise),

@@ -3,6 +3,7 @@
 use tch::{Kind, Tensor};
 
 use super::DeviceProblem;
+use crate::cuda_kernels::Kernels;
 
 /// Numbers in a tile's scores, and in the rows that are gathered for one: 64 MiB as f32.
 const TILE: i64 = 1 << 24;
@@ -32,12 +33,19 @@ impl<'a> Candidates<'a> {
         Candidates { problem, tile: TILE, stretch: STRETCH, kind: Kinds::Bank(excluded) }
     }
 
-    /// The rows `negatives` i32 `[B, K]`, by whichever way moves less memory.
-    pub fn drawn(problem: &'a DeviceProblem, negatives: &'a Tensor) -> Self {
-        let (batch, k) = (negatives.size()[0], negatives.size()[1]);
-        let (n, dim) = (problem.bank.len() as i64, problem.bank.dim() as i64);
-        assert_eq!(batch, problem.batch(), "negatives are [B, K]");
-        if counting_moves_less(batch, n, dim, k) {
+    /// The rows `negatives` i32 `[B, K]`, by whichever way moves least memory.
+    pub fn drawn(problem: &'a DeviceProblem, negatives: &'a Tensor) -> Drawn<'a> {
+        match problem.bank.kernels() {
+            Some(kernels) if !problem.counting_moves_less(negatives, PASSES_OF_KERNELS) => {
+                Drawn::ByKernels(kernels)
+            }
+            _ => Drawn::InTiles(Self::in_tiles(problem, negatives)),
+        }
+    }
+
+    /// The same in tensor operations.
+    pub fn in_tiles(problem: &'a DeviceProblem, negatives: &'a Tensor) -> Self {
+        if problem.counting_moves_less(negatives, PASSES_IN_TILES) {
             Self::counted(problem, negatives)
         } else {
             Self::gathered(problem, negatives)
@@ -71,14 +79,15 @@ impl<'a> Candidates<'a> {
                 let width = (self.tile / (batch * bank.dim() as i64)).max(1);
                 for (start, count) in pieces(negatives.size()[1], width) {
                     let indices = negatives.narrow(1, start, count).reshape([-1]);
-                    let rows = bank.rows().index_select(0, &indices).view([batch, count, bank.dim() as i64]);
+                    let rows = bank.rows().index_select(0, &indices).to_kind(Kind::Float);
+                    let rows = rows.view([batch, count, bank.dim() as i64]);
                     visit(&Tile { features, source: Source::Gathered { rows, indices } });
                 }
             }
             Kinds::Bank(_) | Kinds::Counted(_) => {
                 let width = (self.stretch / batch).max(1);
                 for (start, count) in pieces(bank.len() as i64, width) {
-                    let rows = bank.rows().narrow(0, start, count);
+                    let rows = bank.rows().narrow(0, start, count).to_kind(Kind::Float);
                     let (counts, excluded) = match &self.kind {
                         Kinds::Counted(counts) => (Some(counts.narrow(1, start, count)), None),
                         Kinds::Bank(excluded) => (None, within(excluded, start, count, bank.device())),
@@ -91,11 +100,25 @@ impl<'a> Candidates<'a> {
     }
 }
 
-/// Whether it moves fewer numbers to score all N rows and count which were drawn than to gather B·K rows of D: each
-/// gathered number is read, written and read twice; each score of a whole product passes through some eight operations.
-fn counting_moves_less(batch: i64, n: i64, dim: i64, k: i64) -> bool {
+/// In tensor operations each gathered number is read, written and read twice.
+const PASSES_IN_TILES: f64 = 4.0;
+/// A kernel reads it once; and where counting comes into question at all, the bank is so small that most reads end in the
+/// GPU's cache. How much that is worth was guessed.
+const PASSES_OF_KERNELS: f64 = 0.5;
+
+/// Whether it moves fewer numbers to score all N rows and count which were drawn than to gather B·K rows of D in so many
+/// passes over them: each score of a whole product goes through some eight operations.
+fn counting_moves_less(batch: i64, n: i64, dim: i64, k: i64, passes: f64) -> bool {
     let counts = batch * n;
-    counts <= 1 << 26 && 8 * counts + 2 * n * dim < 4 * batch * k * dim
+    counts <= 1 << 26 && ((8 * counts + 2 * n * dim) as f64) < passes * (batch * k * dim) as f64
+}
+
+impl DeviceProblem<'_> {
+    fn counting_moves_less(&self, negatives: &Tensor, passes: f64) -> bool {
+        let (batch, k) = (negatives.size()[0], negatives.size()[1]);
+        assert_eq!(batch, self.batch(), "negatives are [B, K]");
+        counting_moves_less(batch, self.bank.len() as i64, self.bank.dim() as i64, k, passes)
+    }
 }
 
 /// `0..length` in pieces of `width`: where each starts and how long it is.
@@ -109,6 +132,14 @@ fn within(excluded: &[u32], start: i64, count: i64, device: tch::Device) -> Opti
     let last = excluded.partition_point(|&row| i64::from(row) < start + count);
     let here: Vec<i64> = excluded[first..last].iter().map(|&row| i64::from(row) - start).collect();
     (!here.is_empty()).then(|| Tensor::from_slice(&here).to_device(device))
+}
+
+/// Who works on the candidates that were drawn.
+pub(super) enum Drawn<'a> {
+    /// One of our kernels, all of them at once.
+    ByKernels(&'a Kernels),
+    /// Tensor operations, a tile at a time.
+    InTiles(Candidates<'a>),
 }
 
 /// Some candidates t of each feature.
@@ -200,8 +231,11 @@ mod tests {
 
     #[test]
     fn small_banks_are_counted_and_large_ones_gathered() {
-        assert!(counting_moves_less(128, 50_000, 128, 4096));
-        assert!(!counting_moves_less(256, 1_281_167, 128, 4096));
-        assert!(!counting_moves_less(128, 50_000, 128, 1));
+        for (passes, from) in [(PASSES_IN_TILES, 4096), (PASSES_OF_KERNELS, 65_536)] {
+            assert!(counting_moves_less(128, 50_000, 128, from, passes));
+            assert!(!counting_moves_less(256, 1_281_167, 128, from, passes));
+            assert!(!counting_moves_less(128, 50_000, 128, 1, passes));
+        }
+        assert!(!counting_moves_less(128, 50_000, 128, 4096, PASSES_OF_KERNELS));
     }
 }
