@@ -7,12 +7,13 @@ use super::feed::Feed;
 use super::images::ResidentImages;
 use super::state::TrainState;
 use super::step::{Objective, queue_batch};
+use crate::bank::Bank;
 use crate::checkpoint::state::Progress;
 use crate::config::TrainConfig;
 use crate::data::dataset::Dataset;
 use crate::data::loader::{LoaderStatistics, epoch_order};
 use crate::error::{Error, Result};
-use crate::eval::features::Input;
+use crate::eval::features::{Input, Uploader};
 use crate::model::Gradients;
 use crate::optim::{self, Schedule};
 use crate::report::StepRecord;
@@ -55,8 +56,13 @@ impl Pass {
         let input = Input::new(config.family, config.image_size, config.workers)
             .with_read_timeout(config.read_timeout());
         let device = state.encoder.device();
+        // Where the bank is, images are normalised.
+        let uploader = match &state.bank {
+            Bank::Device(_) => Uploader::normalizing_on(&input.normalization, device),
+            Bank::Host(_) => Uploader::new(&input.normalization, device),
+        };
         Ok(Pass {
-            feed: Feed::new(config, train, resident, &input, &order[done..], epoch, device)?,
+            feed: Feed::new(config, train, resident, &input, &order[done..], epoch, uploader)?,
             config: config.clone(),
             train: train.clone(),
             schedule: config.lr_schedule(),
