@@ -143,4 +143,12 @@ impl Views {
             Views::Device(indices, _) => indices,
         }
     }
+
+    /// Levels `[B, size, size, 3]`, u8 or f32, where they are on the device.
+    pub fn levels(&self) -> Option<&Tensor> {
+        match self {
+            Views::Host(_) => None,
+            Views::Device(_, levels) => Some(levels),
+        }
+    }
 }

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::feed::Feed;
 use super::images::ResidentImages;
+use super::replay::Replay;
 use super::state::TrainState;
 use super::step::{Objective, queue_batch};
 use crate::bank::Bank;
@@ -86,12 +87,17 @@ impl Pass {
         self.feed.statistics()
     }
 
-    /// One optimiser step: `accumulate` batches, or those that are left. The record holds the parts of its time
-    /// as `forward_ms`, `objective_ms`, `backward_ms` and `update_ms`.
+    /// One optimiser step: `accumulate` batches, or those that are left; by `replay`, if that is given and takes it. The
+    /// record holds the parts of its time as `forward_ms`, `objective_ms`, `backward_ms` and `update_ms`.
     ///
     /// # Errors
     /// An image that cannot be read; [`Error::NonFiniteLoss`].
-    pub fn step(&mut self, state: &mut TrainState, objective: &Objective) -> Result<StepRecord, NoStep> {
+    pub fn step(
+        &mut self,
+        state: &mut TrainState,
+        objective: &Objective,
+        mut replay: Option<&mut Replay>,
+    ) -> Result<StepRecord, NoStep> {
         let started = Instant::now();
         let config = &self.config;
         let first = state.progress.step_in_epoch;
@@ -117,21 +123,28 @@ impl Pass {
                 .map_err(|error| NoStep { error, untouched: done == 0 })?;
             record.data_ms += milliseconds(waiting.elapsed());
             let draw = self.epoch * self.n_batches + state.progress.step_in_epoch;
-            let queued = queue_batch(
-                state,
-                objective,
-                views.indices(),
-                || self.feed.images(&views),
-                config.bank_momentum,
-                group as usize,
-                draw,
-            );
+            let indices = views.indices();
+            let replay = replay.as_deref_mut().filter(|it| group == 1 && it.takes(state, objective, indices));
+            let queued = match replay.zip(views.levels()) {
+                Some((replay, levels)) => replay
+                    .queue(state, objective, indices, levels, lr, draw)
+                    .map_err(|error| NoStep { error, untouched: false })?,
+                None => queue_batch(
+                    state,
+                    objective,
+                    indices,
+                    || self.feed.images(&views),
+                    config.bank_momentum,
+                    group as usize,
+                    draw,
+                ),
+            };
             if queued.waits() {
                 self.feed.prepare();
             }
             let outcome = queued.wait();
             if !outcome.loss.is_finite() {
-                let names = views.indices().iter().map(|&i| self.train.name(i as usize).into_owned());
+                let names = indices.iter().map(|&i| self.train.name(i as usize).into_owned());
                 let error = Error::NonFiniteLoss {
                     loss: outcome.loss,
                     epoch: self.epoch,
@@ -149,7 +162,7 @@ impl Pass {
             {
                 *part += milliseconds(spent);
             }
-            images += views.indices().len();
+            images += indices.len();
             state.progress.step_in_epoch += 1;
             self.feed.recycle(views);
         }

@@ -13,6 +13,21 @@ use crate::objective::device::{self, DeviceLoss, DeviceNoise, DeviceProblem};
 use crate::objective::normalizer::estimate_ln_z;
 use crate::objective::{Entries, LossAndGradient, Normalizer, nce, proximal, softmax};
 
+/// The number of a batch in the run: what its negatives are drawn by.
+#[derive(Debug)]
+pub struct DrawNumber {
+    /// As the host knows it. In a step that is replayed this is the number of the batch with which it was recorded.
+    pub host: u64,
+    /// i64 `[1]` where the bank is: in a step that is replayed the only one that is right.
+    pub device: Option<Tensor>,
+}
+
+impl From<u64> for DrawNumber {
+    fn from(host: u64) -> Self {
+        DrawNumber { host, device: None }
+    }
+}
+
 /// The objective of a run: what does not change from batch to batch.
 pub struct Objective {
     kind: ObjectiveKind,
@@ -32,7 +47,7 @@ pub struct Objective {
 pub struct BatchOutcome {
     /// The mean loss over the batch.
     pub loss: f64,
-    /// The gradient of every parameter; `None` if the loss is not finite.
+    /// The gradient of every parameter; `None` if the loss is not finite, or the optimiser's step is made already.
     pub gradients: Option<Gradients>,
     /// Upload and forward pass. On a device these are the times to queue the work, not to do it; the last of the three
     /// includes waiting for all of it.
@@ -107,6 +122,13 @@ impl Objective {
         result
     }
 
+    /// Whether [`evaluate_on_device`](Self::evaluate_on_device) reads nothing from the host that changes from batch to batch, and
+    /// waits for nothing: what a step needs to be [replayed](super::replay).
+    pub fn is_fixed(&self) -> bool {
+        // Negatives are drawn on the host, and so are the numbers of excluded rows brought to the device each time.
+        self.kind == ObjectiveKind::Softmax && self.excluded_rows.is_empty()
+    }
+
     /// [`evaluate`](Self::evaluate) where the bank is on a device, with `features` and i64 `rows` `[B]` there too. The same
     /// negatives are drawn, on the host.
     pub fn evaluate_on_device(
@@ -115,17 +137,17 @@ impl Objective {
         rows: &Tensor,
         bank: &DeviceBank,
         normalizer: &mut Normalizer,
-        draw: u64,
+        draw: &DrawNumber,
     ) -> DeviceLoss {
         let device = bank.device();
         let problem = DeviceProblem { features, bank, indices: rows, temperature: self.temperature };
         let mut result = match self.kind {
             ObjectiveKind::Softmax => device::full_softmax(&problem, &self.excluded_rows),
             ObjectiveKind::SampledSoftmax => {
-                device::sampled_softmax(&problem, &self.negatives_on(device, draw, rows.size()[0]))
+                device::sampled_softmax(&problem, &self.negatives_on(device, draw.host, rows.size()[0]))
             }
             ObjectiveKind::Nce => {
-                let negatives = self.negatives_on(device, draw, rows.size()[0]);
+                let negatives = self.negatives_on(device, draw.host, rows.size()[0]);
                 let noise = self.device_noise.get_or_init(|| DeviceNoise::new(&self.noise, device));
                 let ln_z = device::ln_z(normalizer, &problem, &negatives, noise, self.estimate_from);
                 device::nce(&problem, &negatives, ln_z, noise)
@@ -154,6 +176,18 @@ pub struct QueuedBatch {
 }
 
 impl QueuedBatch {
+    /// A batch whose every part is queued, the optimiser's step too, in `forward` and since `begun`; `loss` f64 will be its loss.
+    pub(super) fn with_step(loss: Tensor, forward: Duration, begun: Instant) -> Self {
+        let outcome = BatchOutcome {
+            loss: f64::NAN,
+            gradients: None,
+            forward,
+            objective: Duration::ZERO,
+            backward: Duration::ZERO,
+        };
+        QueuedBatch { outcome, on_device: Some((loss, begun)) }
+    }
+
     /// Whether there is something to wait for: time to get the next batch ready.
     pub fn waits(&self) -> bool {
         self.on_device.is_some()
@@ -239,7 +273,7 @@ impl Embedded<'_> {
 
         let started = Instant::now();
         let DeviceLoss { loss, mut gradient } =
-            self.objective.evaluate_on_device(&features, &rows, bank, normalizer, self.draw);
+            self.objective.evaluate_on_device(&features, &rows, bank, normalizer, &self.draw.into());
         let objective = started.elapsed();
 
         let started = Instant::now();
