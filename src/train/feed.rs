@@ -94,7 +94,7 @@ impl Feed {
     fn make(&mut self) -> Result<Views> {
         match &mut self.source {
             Source::Loader(loader) => {
-                let batch = loader.next().unwrap_or_else(|| Err(Error::Worker { worker: "loader" }))?;
+                let batch = loader.next().unwrap_or(Err(Error::Worker { worker: "loader" }))?;
                 let Some(levels) = self.uploader.levels(&batch) else { return Ok(Views::Host(batch)) };
                 let indices = batch.indices.clone();
                 loader.recycle(batch);
