@@ -80,7 +80,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let device_noise = DeviceNoise::new(&noise, device);
     for k in [4096, 65_536] {
         // Drawing the negatives is part of a step.
-        let negatives = |step| bank.draw_negatives(&noise, 1, step, batch, k);
+        let negatives = |step: u64| bank.draw_negatives(&noise, 1, &step.into(), batch, k);
         let problem = problem(&features, &bank, &indices, Precision::Bf16);
         let given = negatives(0);
         let ms = median_ms(device, 21, || drop(device::nce(&problem, &given, 11.6, &device_noise)));

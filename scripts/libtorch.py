@@ -4,6 +4,10 @@
     scripts/libtorch.py            the CPU part (500 MB on disk), into a per-user cache
     scripts/libtorch.py --cuda     the whole CUDA wheel with the libraries it needs (about 5 GB)
     LIBTORCH=/dir scripts/libtorch.py   use a libtorch that is already there; nothing is downloaded
+    LEMNISCATE_LIBTORCH_CUDA=/dir scripts/libtorch.py --cuda
+                                   only compiles what CUDA graphs need, for the libtorch that is there
+
+With --cuda the C++ compiler ($CXX or c++) is asked for one small library, for CUDA graphs. Without it training does without.
 
 Safe to interrupt (nothing counts until it is renamed into place) and to run twice at once (a lock).
 Needs only Python 3.8 with pip, which does the downloading. The wheels are checked against the sha256
@@ -18,15 +22,19 @@ import json
 import os
 import platform
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
+import zlib
 from pathlib import Path
 
 VERSION = "2.11.0"
 REPOSITORY = Path(__file__).resolve().parent.parent
+# What libtorch has and the tch crate does not; src/model/cuda/graph.rs looks for the library of this source's checksum.
+GRAPHS = REPOSITORY / "src/model/cuda/graph.cpp"
 
 # (requirement, pip platform tag, sha256). One CPython version is named for every host, so
 # that the same file is fetched everywhere; libtorch itself does not depend on it.
@@ -92,6 +100,14 @@ def only_one(lock_path):
         yield
 
 
+def version_of(libtorch):
+    """As its own header says."""
+    header = libtorch / "include/torch/headeronly/version.h"
+    text = header.read_text(errors="replace") if header.is_file() else ""
+    found = [re.search(rf"#define TORCH_VERSION_{part} (\d+)", text) for part in ("MAJOR", "MINOR", "PATCH")]
+    return ".".join(m.group(1) for m in found if m) or "an unknown version"
+
+
 def check(libtorch):
     """The reason why `libtorch` cannot be used, or None."""
     suffix = "dylib" if platform.system() == "Darwin" else "so"
@@ -99,10 +115,8 @@ def check(libtorch):
     for needed in (f"lib/libtorch_cpu.{suffix}", f"lib/libc10.{suffix}", version_header):
         if not (libtorch / needed).is_file():
             return f"{libtorch / needed} is missing"
-    text = (libtorch / version_header).read_text(errors="replace")
-    found = [re.search(rf"#define TORCH_VERSION_{part} (\d+)", text) for part in ("MAJOR", "MINOR")]
-    version = ".".join(m.group(1) for m in found if m) or "an unknown version"
-    if version != "2.11":
+    version = version_of(libtorch)
+    if version.rsplit(".", 1)[0] != "2.11":
         return f"{libtorch} holds libtorch {version}, expected 2.11"
     listing = libtorch / "unpacked.json"
     if listing.is_file():
@@ -167,6 +181,33 @@ def install_cuda(target):
     pip("install", "--quiet", "--no-compile", "--target", str(target), f"torch=={VERSION}")
 
 
+def compile_graphs(libtorch, root):
+    """The library for CUDA graphs, against the headers of `libtorch`, into the cache at `root`. A program does without where it is
+    missing, so nothing here stops the set-up."""
+    folder = root / f"libtorch-{VERSION}-shim"
+    library = folder / f"liblemniscate_graph-{zlib.crc32(GRAPHS.read_bytes()):08x}.so"
+    if library.is_file():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix="partial.") as work:
+        made = Path(work) / library.name
+        # Its functions of libtorch and CUDA are found when it is loaded, in the libraries that are there by then.
+        command = [*shlex.split(os.environ.get("CXX") or "c++"), "-std=c++17", "-O2", "-shared", "-fPIC",
+                   "-D_GLIBCXX_USE_CXX11_ABI=1", "-I", str(GRAPHS.parent / "headers"),
+                   "-isystem", str(libtorch / "include"), str(GRAPHS), "-o", str(made)]
+        say("compiling what CUDA graphs need")
+        try:
+            done = subprocess.run(command, stderr=subprocess.PIPE, text=True, errors="replace")
+            said = done.stderr.strip() if done.returncode != 0 else None
+        except OSError as error:
+            said = str(error)
+        if said is not None:
+            say(f"training will do without CUDA graphs: {' '.join(command)}\n{said}")
+            return
+        os.replace(made, library)
+    say(f"{library} is ready")
+
+
 def write_cargo_config(libtorch):
     """`.cargo/config.toml` tells torch-sys where libtorch is and lets doctests find it at run time."""
     path = REPOSITORY / ".cargo/config.toml"
@@ -189,6 +230,17 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--cuda", action="store_true", help="the whole CUDA wheel instead of its CPU part (Linux only)")
     arguments = parser.parse_args()
+
+    named = os.environ.get("LEMNISCATE_LIBTORCH_CUDA")
+    if arguments.cuda and named:
+        libtorch = Path(named).expanduser().resolve()
+        # The program takes the folder of the libraries too.
+        libtorch = libtorch if (libtorch / "include").is_dir() else libtorch.parent
+        if version_of(libtorch) != VERSION:
+            fail(f"LEMNISCATE_LIBTORCH_CUDA: {libtorch} holds libtorch {version_of(libtorch)}, expected {VERSION}",
+                 "unset it to have the right one downloaded")
+        compile_graphs(libtorch, cache_root())
+        return
 
     if os.environ.get("LIBTORCH"):
         libtorch = Path(os.environ["LIBTORCH"]).expanduser().resolve()
@@ -235,6 +287,8 @@ def main():
                 os.rename(target, home)
             finally:
                 shutil.rmtree(work, ignore_errors=True)
+        if arguments.cuda:
+            compile_graphs(libtorch, root)
     say(f"{VERSION} is ready in {libtorch}")
     write_cargo_config(libtorch)
 

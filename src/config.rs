@@ -98,6 +98,9 @@ pub struct TrainConfig {
     pub precision: PrecisionChoice,
     /// Where the network runs.
     pub device: DeviceChoice,
+    /// Whether training steps on a GPU are replayed; runs of before there were such have `auto`.
+    #[serde(default)]
+    pub cuda_graphs: CudaGraphs,
     /// Decoding threads.
     pub workers: usize,
     /// Seconds that one image may take before its file system is taken to hang; runs of before it could be chosen have 300.
@@ -168,6 +171,17 @@ pub enum Monitor {
     Knn,
     /// Nothing.
     None,
+}
+
+/// Whether whole training steps on a CUDA device are recorded and replayed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum CudaGraphs {
+    /// Where it can be done.
+    #[default]
+    Auto,
+    /// Never.
+    Off,
 }
 
 /// Settings to start from: as published for the two families, and one of ours.
@@ -314,6 +328,7 @@ impl TrainConfig {
             accumulate: 1,
             precision: PrecisionChoice::Auto,
             device: DeviceChoice::Auto,
+            cuda_graphs: CudaGraphs::Auto,
             workers: crate::data::loader::default_workers(),
             read_timeout: default_read_timeout(),
             threads: 0,
@@ -423,6 +438,15 @@ mod tests {
         assert_eq!(config.augmentation.flip, 0.5);
         let again = resolve(&config.to_toml().unwrap()).unwrap();
         assert_eq!(config, again);
+    }
+
+    #[test]
+    fn a_config_of_before_there_were_graphs_has_auto() {
+        assert_eq!(resolve("cuda-graphs = \"off\"").unwrap().cuda_graphs, CudaGraphs::Off);
+        let written = resolve("").unwrap().to_toml().unwrap();
+        let older = written.replace("cuda-graphs = \"auto\"\n", "");
+        assert_ne!(older, written);
+        assert_eq!(toml::from_str::<TrainConfig>(&older).unwrap(), resolve("").unwrap());
     }
 
     #[test]

@@ -60,10 +60,9 @@ impl Sgd {
         let mut gradients = gradients.into_tensors();
         assert_eq!(gradients.len(), self.buffers.len(), "gradients of another encoder");
         assert_eq!(parameters.trainable().count(), self.buffers.len(), "parameters of another encoder");
-        let rates =
-            Rates { momentum: self.momentum as f32, weight_decay: self.weight_decay as f32, lr: lr as f32 };
+        let (rates, lr) = (self.rates(), lr as f32);
         if let Some(flat) = &mut self.flat {
-            return flat.step(&gradients, rates);
+            return flat.step(&gradients, rates, lr);
         }
         let mut tasks = Vec::new();
         for ((entry, gradient), (name, buffer)) in
@@ -71,7 +70,7 @@ impl Sgd {
         {
             assert_eq!(entry.name, *name, "parameters of another encoder");
             if entry.tensor.device() != Device::Cpu {
-                step_with_tensor_ops(&mut entry.tensor, gradient, buffer, rates);
+                step_with_tensor_ops(&mut entry.tensor, gradient, buffer, rates, lr);
                 continue;
             }
             if !same_layout(gradient, &entry.tensor) {
@@ -93,7 +92,27 @@ impl Sgd {
                     .map(|((p, g), b)| (p, g, b)),
             );
         }
-        tasks.into_par_iter().for_each(|(p, g, b)| step_in_one_pass(p, g, b, rates));
+        tasks.into_par_iter().for_each(|(p, g, b)| step_in_one_pass(p, g, b, rates, lr));
+    }
+
+    /// [`step`](Self::step) with what only the device knows: the learning rate `lr` f32 `[1]`, and `wanted`, a boolean scalar.
+    /// Where that is false neither parameters nor momentum move.
+    ///
+    /// # Panics
+    /// If they do not lie [in one piece](Self::in_one_piece), or `gradients` are another encoder's.
+    pub fn step_where(&mut self, gradients: Gradients, lr: &Tensor, wanted: &Tensor) {
+        let rates = self.rates();
+        let flat = self.flat.as_mut().expect("an optimiser in one piece");
+        flat.step_where(gradients.tensors(), rates, lr, wanted);
+    }
+
+    /// Whether parameters and momentum lie [in one piece](Self::in_one_piece).
+    pub fn is_in_one_piece(&self) -> bool {
+        self.flat.is_some()
+    }
+
+    fn rates(&self) -> Rates {
+        Rates { momentum: self.momentum as f32, weight_decay: self.weight_decay as f32 }
     }
 
     /// The momentum buffers by their parameter's name: what a checkpoint stores beside the parameters.
@@ -115,24 +134,29 @@ impl Sgd {
 struct Rates {
     momentum: f32,
     weight_decay: f32,
-    lr: f32,
 }
 
 /// The update of one chunk. Memory is what it costs: each number is read and written once.
-fn step_in_one_pass(parameters: &mut [f32], gradients: &[f32], buffers: &mut [f32], rates: Rates) {
+fn step_in_one_pass(parameters: &mut [f32], gradients: &[f32], buffers: &mut [f32], rates: Rates, lr: f32) {
     for ((p, g), b) in parameters.iter_mut().zip(gradients).zip(buffers) {
         *b = rates.momentum * *b + (*g + rates.weight_decay * *p);
-        *p -= rates.lr * *b;
+        *p -= lr * *b;
     }
 }
 
 /// The same update in tensor operations, for devices whose memory we cannot reach.
-fn step_with_tensor_ops(parameter: &mut Tensor, gradient: &Tensor, buffer: &mut Tensor, rates: Rates) {
+fn step_with_tensor_ops(
+    parameter: &mut Tensor,
+    gradient: &Tensor,
+    buffer: &mut Tensor,
+    rates: Rates,
+    lr: f32,
+) {
     no_grad(|| {
         let gradient = gradient + parameter.detach() * f64::from(rates.weight_decay);
         let _ = buffer.g_mul_scalar_(f64::from(rates.momentum));
         let _ = buffer.g_add_(&gradient);
-        let _ = parameter.g_sub_(&(&*buffer * f64::from(rates.lr)));
+        let _ = parameter.g_sub_(&(&*buffer * f64::from(lr)));
     });
 }
 
@@ -181,9 +205,8 @@ mod tests {
                     *b = momentum * *b + f64::from(g) + weight_decay * *p;
                     *p -= lr * *b;
                 }
-                let rates =
-                    Rates { momentum: momentum as f32, weight_decay: weight_decay as f32, lr: lr as f32 };
-                step_with_tensor_ops(p, gradient, b, rates);
+                let rates = Rates { momentum: momentum as f32, weight_decay: weight_decay as f32 };
+                step_with_tensor_ops(p, gradient, b, rates, lr as f32);
             }
             sgd.step(encoder.parameters_mut(), Gradients::from_tensors(gradients), lr);
         }

@@ -11,6 +11,21 @@ use super::{MemoryBank, Noise, draw_negatives};
 use crate::cuda_kernels::Kernels;
 use crate::model::{Precision, to_vec_f32, upload};
 
+/// The number of a batch in the run: what its negatives are drawn by.
+#[derive(Debug)]
+pub struct DrawNumber {
+    /// As the host knows it. In a step that is replayed this is the number of the batch with which it was recorded.
+    pub host: u64,
+    /// i64 `[1]` where the bank is: in a step that is replayed the only one that is right.
+    pub device: Option<Tensor>,
+}
+
+impl From<u64> for DrawNumber {
+    fn from(host: u64) -> Self {
+        DrawNumber { host, device: None }
+    }
+}
+
 /// The rows f32 or bf16 `[N, D]` on a device. During training only [`update`](Self::update) writes.
 #[derive(Debug)]
 pub struct DeviceBank {
@@ -83,14 +98,27 @@ impl DeviceBank {
         self.rows.device()
     }
 
-    /// The negatives of batch number `draw`, i32 `[batch, k]`: those of [`draw_negatives`], drawn on the device if the noise
-    /// is uniform and there are kernels, else on the host and uploaded.
-    pub fn draw_negatives(&self, noise: &Noise, seed: u64, draw: u64, batch: usize, k: usize) -> Tensor {
+    /// Whether negatives of `noise` are drawn on the device: uniform ones, where there are kernels.
+    pub fn draws(&self, noise: &Noise) -> bool {
+        matches!(noise, Noise::Uniform { .. }) && self.kernels().is_some()
+    }
+
+    /// The negatives of batch number `draw`, i32 `[batch, k]`: those of [`draw_negatives`], [drawn](Self::draws) on the device,
+    /// or on the host and uploaded.
+    pub fn draw_negatives(
+        &self,
+        noise: &Noise,
+        seed: u64,
+        draw: &DrawNumber,
+        batch: usize,
+        k: usize,
+    ) -> Tensor {
         if let (Noise::Uniform { n }, Some(kernels)) = (noise, self.kernels()) {
-            let draw = upload(&[draw.cast_signed()], &[1], self.device());
+            let uploaded = || upload(&[draw.host.cast_signed()], &[1], self.device());
+            let draw = draw.device.as_ref().map_or_else(uploaded, Tensor::shallow_clone);
             return kernels.draw_uniform(&draw, seed, *n as usize, batch, k);
         }
-        let drawn = draw_negatives(noise, seed, draw, batch, k);
+        let drawn = draw_negatives(noise, seed, draw.host, batch, k);
         // A bank on a device has no row number that needs the highest bit.
         let drawn: Vec<i32> = drawn.into_iter().map(u32::cast_signed).collect();
         upload(&drawn, &[batch as i64, k as i64], self.device())

@@ -9,7 +9,7 @@ pub(crate) mod kernels;
 pub mod noise;
 
 pub(crate) use aligned::Aligned;
-pub use device::{Bank, DeviceBank};
+pub use device::{Bank, DeviceBank, DrawNumber};
 pub use noise::{AliasTable, Negatives, Noise, draw_negatives};
 
 use crate::rng::{self, Purpose};

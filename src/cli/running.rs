@@ -21,6 +21,7 @@ use crate::report::retrievals::RetrievalsWriter;
 use crate::report::tensorboard::EventWriter;
 use crate::report::{MetricsWriter, Reporter, Tee, curves, metrics, progress};
 use crate::train::images::ResidentImages;
+use crate::train::replay::Replay;
 use crate::train::state::{DataIdentity, TrainState};
 use crate::train::step::Objective;
 use crate::train::watch::{Facts, Watch};
@@ -131,6 +132,10 @@ pub fn go(parts: Parts, watching: &Watching) -> Result<()> {
     if resident.is_some() {
         log.write(Level::Info, "the training images stay on the device");
     }
+    let replay = Replay::of_run(&config, &objective, &state).unwrap_or_else(|why| {
+        log.write(Level::Info, &format!("steps are not replayed as CUDA graphs: {why}"));
+        None
+    });
     let session = Session {
         retrievals: RetrievalsWriter::open(folder.file(run_folder::RETRIEVALS), state.progress.epoch)?,
         events,
@@ -138,6 +143,7 @@ pub fn go(parts: Parts, watching: &Watching) -> Result<()> {
         config,
         splits,
         resident,
+        replay,
         identity,
         state,
         objective,

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
-use crate::config::{BankInit, Monitor, NormalizerChoice, ObjectiveKind, ScheduleKind};
+use crate::config::{BankInit, CudaGraphs, Monitor, NormalizerChoice, ObjectiveKind, ScheduleKind};
 use crate::data::detect::DataFormat;
 use crate::error::{Error, Result};
 use crate::model::device::DeviceChoice;
@@ -135,6 +135,9 @@ pub struct Settings {
     /// auto, cpu, cuda, cuda:N or mps
     #[arg(long, help_heading = "Machine")]
     device: Option<DeviceChoice>,
+    /// Whether whole training steps on a CUDA device are recorded once and replayed [default: auto]
+    #[arg(long, value_enum, help_heading = "Machine")]
+    cuda_graphs: Option<CudaGraphs>,
     /// Threads of the network and the losses; 0 for one a core
     #[arg(long, help_heading = "Machine")]
     threads: Option<usize>,

@@ -1,6 +1,6 @@
 //! Compiles CUDA source with NVRTC and launches it through NVIDIA's driver; both are found at run time.
 //!
-//! Work goes to libtorch's default stream of the current device, in the device's primary context, which is libtorch's too.
+//! Work goes to the stream that libtorch uses in this thread, in the device's primary context, which is libtorch's too.
 
 use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
 use std::path::PathBuf;
@@ -8,6 +8,7 @@ use std::ptr::{null, null_mut};
 
 use super::Argument;
 use crate::model::cuda;
+use crate::model::cuda::graph::current_stream;
 
 type Status = c_int;
 type Handle = *mut c_void;
@@ -130,7 +131,7 @@ impl Module {
                 1,
                 1,
                 0,
-                null_mut(),
+                current_stream(),
                 pointers.as_mut_ptr(),
                 null_mut(),
             )

@@ -193,10 +193,17 @@ impl Uploader {
 
     /// `batch` as the encoder takes it: f32 `[B, 3, H, W]` with channels-last memory.
     pub fn images(&self, batch: &Batch) -> Tensor {
-        let Some(table) = &self.table else { return input_tensor(batch, &self.normalization) };
+        match self.levels(batch) {
+            Some(levels) => self.images_of_levels(&levels),
+            None => input_tensor(batch, &self.normalization),
+        }
+    }
+
+    /// The levels u8 `[B, H, W, 3]` of `batch` on the device; `None` where the host normalises.
+    pub fn levels(&self, batch: &Batch) -> Option<Tensor> {
         let side = i64::from(batch.size);
-        let levels = upload(&batch.pixels, &[batch.indices.len() as i64, side, side, 3], table.device());
-        normalized(table, &levels)
+        let device = self.table.as_ref()?.device();
+        Some(upload(&batch.pixels, &[batch.indices.len() as i64, side, side, 3], device))
     }
 
     /// The same of `levels` `[B, H, W, 3]` of any kind that are on the device already.

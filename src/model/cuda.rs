@@ -18,6 +18,8 @@ use tch::Cuda;
 
 use super::tf32;
 
+pub mod graph;
+
 /// The environment variable that names a libtorch with CUDA: the folder of Python's `torch`, or its `lib`.
 pub const FOLDER: &str = "LEMNISCATE_LIBTORCH_CUDA";
 /// The driver's library, which comes with the driver and with nothing else.
@@ -181,12 +183,16 @@ fn version_beside(library: &Path) -> Option<String> {
 
 /// Where `scripts/libtorch.py --cuda` puts it.
 fn cached() -> Option<PathBuf> {
+    Some(cache()?.join(format!("libtorch-{VERSION}-cuda/torch")))
+}
+
+/// The folder of `scripts/libtorch.py`.
+fn cache() -> Option<PathBuf> {
     let folder = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    let root = folder("LEMNISCATE_CACHE").or_else(|| {
+    folder("LEMNISCATE_CACHE").or_else(|| {
         let cache = folder("XDG_CACHE_HOME").or_else(|| Some(folder("HOME")?.join(".cache")))?;
         Some(cache.join("lemniscate"))
-    })?;
-    Some(root.join(format!("libtorch-{VERSION}-cuda/torch")))
+    })
 }
 
 /// The file of that name that is part of this process.
@@ -208,10 +214,14 @@ pub(crate) fn open(library: &Path) -> Result<NonNull<c_void>, String> {
     if let Some(handle) = NonNull::new(handle) {
         return Ok(handle);
     }
+    Err(said_by_the_loader())
+}
+
+/// Why the loader just refused.
+fn said_by_the_loader() -> String {
     // SAFETY: after a failure the loader returns a C string that is valid until this thread's next call, or null.
     let said = unsafe { libc::dlerror().as_ref().map(|said| CStr::from_ptr(said)) };
-    Err(said
-        .map_or_else(|| "the loader does not say why".to_owned(), |said| said.to_string_lossy().into_owned()))
+    said.map_or_else(|| "the loader does not say why".to_owned(), |said| said.to_string_lossy().into_owned())
 }
 
 #[cfg(test)]

@@ -49,27 +49,57 @@ impl Flat {
     }
 
     /// `g += wd·p; buf = μ·buf + g; p −= lr·buf` with one gradient for each parameter, in order.
-    pub fn step(&mut self, gradients: &[Tensor], rates: Rates) {
+    pub fn step(&mut self, gradients: &[Tensor], rates: Rates, lr: f32) {
         no_grad(|| {
-            let mut pieces = Vec::with_capacity(2 * gradients.len());
-            for gradient in gradients {
-                let piece = in_storage_order(gradient);
-                let left = aligned(piece.numel() as i64) - piece.numel() as i64;
-                pieces.push(piece);
-                if left > 0 {
-                    pieces.push(self.padding.narrow(0, 0, left));
-                }
-            }
-            let mut gradient = Tensor::cat(&pieces, 0);
-            assert_eq!(gradient.size(), self.parameters.size(), "gradients of another encoder");
-            let rate = |rate: f32| gradient.new_full([1], f64::from(rate), (Kind::Float, gradient.device()));
-            let (weight_decay, minus_lr) = (rate(rates.weight_decay), rate(-rates.lr));
-            let _ = gradient.addcmul_(&self.parameters, &weight_decay);
-            let _ = self.momentum.g_mul_scalar_(f64::from(rates.momentum));
-            let _ = self.momentum.g_add_(&gradient);
-            let _ = self.parameters.addcmul_(&self.momentum, &minus_lr);
+            let gradient = self.gathered(gradients, rates.weight_decay);
+            let (momentum, minus_lr) = (one_number(&gradient, rates.momentum), one_number(&gradient, -lr));
+            self.apply(&gradient, &momentum, &minus_lr);
         });
     }
+
+    /// The same with `lr` f32 `[1]` on the device, and only where `wanted`, a boolean scalar there, is true. Otherwise each
+    /// number stays as it was, but for the sign of a weight that is −0.
+    pub fn step_where(&mut self, gradients: &[Tensor], rates: Rates, lr: &Tensor, wanted: &Tensor) {
+        no_grad(|| {
+            let mut gradient = self.gathered(gradients, rates.weight_decay);
+            // Adding −0, multiplying by 1 and moving at a rate of 0 change nothing, and no number is written twice.
+            let unwanted = wanted.logical_not();
+            let _ = gradient.masked_fill_(&unwanted, -0.0);
+            let momentum = one_number(&gradient, 1.0).masked_fill(wanted, f64::from(rates.momentum));
+            let minus_lr = (-lr).masked_fill(&unwanted, 0.0);
+            self.apply(&gradient, &momentum, &minus_lr);
+        });
+    }
+
+    /// `g + wd·p` of all parameters in one block.
+    fn gathered(&self, gradients: &[Tensor], weight_decay: f32) -> Tensor {
+        let mut pieces = Vec::with_capacity(2 * gradients.len());
+        for gradient in gradients {
+            let piece = in_storage_order(gradient);
+            let left = aligned(piece.numel() as i64) - piece.numel() as i64;
+            pieces.push(piece);
+            if left > 0 {
+                pieces.push(self.padding.narrow(0, 0, left));
+            }
+        }
+        let mut gradient = Tensor::cat(&pieces, 0);
+        assert_eq!(gradient.size(), self.parameters.size(), "gradients of another encoder");
+        let weight_decay = one_number(&gradient, weight_decay);
+        let _ = gradient.addcmul_(&self.parameters, &weight_decay);
+        gradient
+    }
+
+    /// `buf = μ·buf + g; p −= lr·buf`, with numbers f32 `[1]`.
+    fn apply(&mut self, gradient: &Tensor, momentum: &Tensor, minus_lr: &Tensor) {
+        let _ = self.momentum.g_mul_(momentum);
+        let _ = self.momentum.g_add_(gradient);
+        let _ = self.parameters.addcmul_(&self.momentum, minus_lr);
+    }
+}
+
+/// A number where `like` is, f32 `[1]`.
+fn one_number(like: &Tensor, number: f32) -> Tensor {
+    like.new_full([1], f64::from(number), (Kind::Float, like.device()))
 }
 
 fn aligned(count: i64) -> i64 {
@@ -110,6 +140,37 @@ mod tests {
 
     fn values(encoder: &Encoder) -> Vec<f32> {
         encoder.parameters().state().flat_map(|entry| to_vec_f32(&entry.tensor)).collect()
+    }
+
+    #[test]
+    fn what_is_not_wanted_changes_nothing() {
+        let images = Tensor::arange(2 * 3 * 16 * 16, (Kind::Float, Device::Cpu)).sin().view([2, 3, 16, 16]);
+        let (mut queued, mut known) = (encoder(), encoder());
+        let mut by_device = Sgd::new(queued.parameters(), 0.9, 0.01);
+        let mut by_host = Sgd::new(known.parameters(), 0.9, 0.01);
+        by_device.in_one_piece(queued.parameters_mut());
+        by_host.in_one_piece(known.parameters_mut());
+        let gradients = |encoder: &Encoder, scale: f64| {
+            let rows = encoder.forward(&images, Mode::Train);
+            encoder.backward(&rows, &((rows.detach() * 2.0 - 1.0) * scale))
+        };
+        let state = |encoder: &Encoder, sgd: &Sgd| -> Vec<u32> {
+            let momentum = sgd.buffers().flat_map(|(_, buffer)| to_vec_f32(buffer));
+            let weights = encoder.parameters().trainable().flat_map(|entry| to_vec_f32(&entry.tensor));
+            weights.chain(momentum).map(f32::to_bits).collect()
+        };
+        for (step, lr) in [0.05f32, 0.02, 0.01].into_iter().enumerate() {
+            let on_device = Tensor::from_slice(&[lr]);
+            let (wanted, unwanted) = (Tensor::from(true), Tensor::from(false));
+            let before = state(&queued, &by_device);
+            by_device.step_where(gradients(&queued, f64::NAN), &on_device, &unwanted);
+            assert_eq!(state(&queued, &by_device), before, "step {step}, not wanted");
+            by_device.step_where(gradients(&queued, 1.0), &on_device, &wanted);
+            let gradients = gradients(&known, 1.0);
+            by_host.step(known.parameters_mut(), gradients, f64::from(lr));
+            assert_ne!(state(&queued, &by_device), before);
+            assert_eq!(state(&queued, &by_device), state(&known, &by_host), "step {step}, wanted");
+        }
     }
 
     #[test]

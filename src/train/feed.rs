@@ -3,7 +3,7 @@
 use std::rc::Rc;
 use std::sync::Arc;
 
-use tch::{Device, Tensor};
+use tch::Tensor;
 
 use super::images::ResidentImages;
 use crate::config::TrainConfig;
@@ -37,14 +37,15 @@ enum Source {
 
 /// A batch before it is the encoder's input.
 pub(super) enum Views {
-    /// Made by the loader.
+    /// Made by the loader, to be normalised by the host.
     Host(Batch),
-    /// Levels `[B, size, size, 3]` of the images with these indices, on the device.
+    /// Levels `[B, size, size, 3]` of the images with these indices, on the device: u8 from the loader, f32 made there.
     Device(Vec<u32>, Tensor),
 }
 
 impl Feed {
-    /// The images `order` of `train` in `epoch`, in batches of the run's size, for an encoder on `device`.
+    /// The images `order` of `train` in `epoch`, in batches of the run's size, as `uploader` makes them an encoder's input;
+    /// one that normalises on the device of `resident`, where that is given.
     ///
     /// # Errors
     /// If no loader can be started.
@@ -55,12 +56,11 @@ impl Feed {
         input: &Input,
         order: &[u32],
         epoch: u64,
-        device: Device,
+        uploader: Uploader,
     ) -> Result<Self> {
         let (seed, batch_size, order) = (config.seed, config.batch_size, order.to_vec());
         let left = order.len().div_ceil(batch_size);
         if let Some(images) = resident {
-            let uploader = Uploader::normalizing_on(&input.normalization, device);
             let images = Rc::clone(images);
             let source = Source::Resident { images, order, batch_size, seed, epoch, taken: 0 };
             return Ok(Feed { source, uploader, ready: None, left });
@@ -68,7 +68,6 @@ impl Feed {
         let view =
             View::Train { transform: config.augmentation, seed, epoch, purpose: Purpose::Augmentation };
         let loader = Loader::new(Arc::clone(train.source()), view, order, batch_size, input.loader)?;
-        let uploader = Uploader::new(&input.normalization, device);
         Ok(Feed { source: Source::Loader(loader), uploader, ready: None, left })
     }
 
@@ -84,7 +83,8 @@ impl Feed {
         }
     }
 
-    /// Gets the next batch ready, if there is one: a device has work meanwhile, and its views queue behind that.
+    /// Gets the next batch ready, if there is one: a device has work meanwhile, and its views, or their upload, queue behind
+    /// that.
     pub fn prepare(&mut self) {
         if self.ready.is_none() && self.left > 0 {
             self.ready = Some(self.make());
@@ -92,12 +92,17 @@ impl Feed {
     }
 
     fn make(&mut self) -> Result<Views> {
-        let none_left = || Err(Error::Worker { worker: "loader" });
         match &mut self.source {
-            Source::Loader(loader) => loader.next().unwrap_or_else(none_left).map(Views::Host),
+            Source::Loader(loader) => {
+                let batch = loader.next().unwrap_or(Err(Error::Worker { worker: "loader" }))?;
+                let Some(levels) = self.uploader.levels(&batch) else { return Ok(Views::Host(batch)) };
+                let indices = batch.indices.clone();
+                loader.recycle(batch);
+                Ok(Views::Device(indices, levels))
+            }
             Source::Resident { images, order, batch_size, seed, epoch, taken } => {
                 let Some(indices) = order.chunks(*batch_size).nth(*taken) else {
-                    return none_left().map(Views::Host);
+                    return Err(Error::Worker { worker: "loader" });
                 };
                 *taken += 1;
                 let levels = images.views(indices, *seed, *epoch, Purpose::Augmentation);
@@ -136,6 +141,14 @@ impl Views {
         match self {
             Views::Host(batch) => &batch.indices,
             Views::Device(indices, _) => indices,
+        }
+    }
+
+    /// Levels `[B, size, size, 3]`, u8 or f32, where they are on the device.
+    pub fn levels(&self) -> Option<&Tensor> {
+        match self {
+            Views::Host(_) => None,
+            Views::Device(_, levels) => Some(levels),
         }
     }
 }

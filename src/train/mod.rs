@@ -24,6 +24,7 @@ pub mod images;
 pub mod memory;
 mod observe;
 pub mod pass;
+pub mod replay;
 pub mod start;
 pub mod state;
 pub mod step;
@@ -31,6 +32,7 @@ pub mod watch;
 
 use images::ResidentImages;
 use pass::{NoStep, Pass, milliseconds};
+use replay::Replay;
 use state::{DataIdentity, TrainState};
 use step::Objective;
 use watch::Watch;
@@ -43,6 +45,8 @@ pub struct Session<'a> {
     pub splits: Splits,
     /// The training images on the device, where they fit and there is one; a loader brings them otherwise.
     pub resident: Option<Rc<ResidentImages>>,
+    /// What replays steps, where there is such.
+    pub replay: Option<Replay>,
     /// What the images are, for checkpoints.
     pub identity: DataIdentity,
     /// Encoder, optimiser, bank, counters.
@@ -126,7 +130,11 @@ impl Session<'_> {
             if self.step_limit_reached() {
                 return Ok(Ended::StepLimit);
             }
-            let record = match pass.step(&mut self.state, &self.objective) {
+            let made = pass.step(&mut self.state, &self.objective, self.replay.as_mut());
+            if let Some((level, text)) = self.replay.as_mut().and_then(Replay::news) {
+                self.reporter.message(level, &text);
+            }
+            let record = match made {
                 Ok(record) => record,
                 Err(NoStep { error, untouched }) => {
                     if untouched {

@@ -5,14 +5,16 @@ use std::time::{Duration, Instant};
 
 use super::feed::Feed;
 use super::images::ResidentImages;
+use super::replay::Replay;
 use super::state::TrainState;
 use super::step::{Objective, queue_batch};
+use crate::bank::Bank;
 use crate::checkpoint::state::Progress;
 use crate::config::TrainConfig;
 use crate::data::dataset::Dataset;
 use crate::data::loader::{LoaderStatistics, epoch_order};
 use crate::error::{Error, Result};
-use crate::eval::features::Input;
+use crate::eval::features::{Input, Uploader};
 use crate::model::Gradients;
 use crate::optim::{self, Schedule};
 use crate::report::StepRecord;
@@ -55,8 +57,13 @@ impl Pass {
         let input = Input::new(config.family, config.image_size, config.workers)
             .with_read_timeout(config.read_timeout());
         let device = state.encoder.device();
+        // Where the bank is, images are normalised.
+        let uploader = match &state.bank {
+            Bank::Device(_) => Uploader::normalizing_on(&input.normalization, device),
+            Bank::Host(_) => Uploader::new(&input.normalization, device),
+        };
         Ok(Pass {
-            feed: Feed::new(config, train, resident, &input, &order[done..], epoch, device)?,
+            feed: Feed::new(config, train, resident, &input, &order[done..], epoch, uploader)?,
             config: config.clone(),
             train: train.clone(),
             schedule: config.lr_schedule(),
@@ -80,12 +87,17 @@ impl Pass {
         self.feed.statistics()
     }
 
-    /// One optimiser step: `accumulate` batches, or those that are left. The record holds the parts of its time
-    /// as `forward_ms`, `objective_ms`, `backward_ms` and `update_ms`.
+    /// One optimiser step: `accumulate` batches, or those that are left; by `replay`, if that is given and takes it. The
+    /// record holds the parts of its time as `forward_ms`, `objective_ms`, `backward_ms` and `update_ms`.
     ///
     /// # Errors
     /// An image that cannot be read; [`Error::NonFiniteLoss`].
-    pub fn step(&mut self, state: &mut TrainState, objective: &Objective) -> Result<StepRecord, NoStep> {
+    pub fn step(
+        &mut self,
+        state: &mut TrainState,
+        objective: &Objective,
+        mut replay: Option<&mut Replay>,
+    ) -> Result<StepRecord, NoStep> {
         let started = Instant::now();
         let config = &self.config;
         let first = state.progress.step_in_epoch;
@@ -111,21 +123,28 @@ impl Pass {
                 .map_err(|error| NoStep { error, untouched: done == 0 })?;
             record.data_ms += milliseconds(waiting.elapsed());
             let draw = self.epoch * self.n_batches + state.progress.step_in_epoch;
-            let queued = queue_batch(
-                state,
-                objective,
-                views.indices(),
-                || self.feed.images(&views),
-                config.bank_momentum,
-                group as usize,
-                draw,
-            );
+            let indices = views.indices();
+            let replay = replay.as_deref_mut().filter(|it| group == 1 && it.takes(state, objective, indices));
+            let queued = match replay.zip(views.levels()) {
+                Some((replay, levels)) => replay
+                    .queue(state, objective, indices, levels, lr, draw)
+                    .map_err(|error| NoStep { error, untouched: false })?,
+                None => queue_batch(
+                    state,
+                    objective,
+                    indices,
+                    || self.feed.images(&views),
+                    config.bank_momentum,
+                    group as usize,
+                    draw,
+                ),
+            };
             if queued.waits() {
                 self.feed.prepare();
             }
             let outcome = queued.wait();
             if !outcome.loss.is_finite() {
-                let names = views.indices().iter().map(|&i| self.train.name(i as usize).into_owned());
+                let names = indices.iter().map(|&i| self.train.name(i as usize).into_owned());
                 let error = Error::NonFiniteLoss {
                     loss: outcome.loss,
                     epoch: self.epoch,
@@ -143,7 +162,7 @@ impl Pass {
             {
                 *part += milliseconds(spent);
             }
-            images += views.indices().len();
+            images += indices.len();
             state.progress.step_in_epoch += 1;
             self.feed.recycle(views);
         }

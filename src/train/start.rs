@@ -20,12 +20,13 @@ use crate::optim::Sgd;
 
 /// Settings that may differ from the checkpoint's when a run is resumed: they change no result, or the data's
 /// fingerprint says whether they do.
-const FREE_ON_RESUME: [&str; 10] = [
+const FREE_ON_RESUME: [&str; 11] = [
     "data",
     "test-data",
     "workers",
     "read-timeout",
     "device",
+    "cuda-graphs",
     "monitor",
     "knn-k",
     "print-freq",

@@ -6,12 +6,12 @@ use std::time::{Duration, Instant};
 use tch::Tensor;
 
 use super::state::TrainState;
-use crate::bank::{Bank, DeviceBank, MemoryBank, Negatives, Noise};
+use crate::bank::{Bank, DeviceBank, DrawNumber, MemoryBank, Negatives, Noise};
 use crate::config::{BankInit, ObjectiveKind, TrainConfig};
 use crate::model::{Encoder, Gradients, Mode, PrecisionChoice, to_vec_f32, upload};
 use crate::objective::device::{self, DeviceLoss, DeviceNoise, DeviceProblem};
 use crate::objective::normalizer::estimate_ln_z;
-use crate::objective::{Entries, LossAndGradient, Normalizer, nce, proximal, softmax};
+use crate::objective::{Entries, LossAndGradient, Normalizer, NormalizerMode, nce, proximal, softmax};
 
 /// The objective of a run: what does not change from batch to batch.
 pub struct Objective {
@@ -34,7 +34,7 @@ pub struct Objective {
 pub struct BatchOutcome {
     /// The mean loss over the batch.
     pub loss: f64,
-    /// The gradient of every parameter; `None` if the loss is not finite.
+    /// The gradient of every parameter; `None` if the loss is not finite, or the optimiser's step is made already.
     pub gradients: Option<Gradients>,
     /// Upload and forward pass. On a device these are the times to queue the work, not to do it; the last of the three
     /// includes waiting for all of it.
@@ -110,6 +110,24 @@ impl Objective {
         result
     }
 
+    /// Whether [`evaluate_on_device`](Self::evaluate_on_device) reads nothing from the host that changes from batch to batch, and
+    /// waits for nothing: what a step needs to be [replayed](super::replay).
+    pub fn is_fixed(&self, bank: &DeviceBank, normalizer: &Normalizer) -> bool {
+        self.will_be_fixed(bank, normalizer) && (self.kind != ObjectiveKind::Nce || normalizer.ln_z.is_some())
+    }
+
+    /// Whether it [is](Self::is_fixed), or will be once the first batch has been seen.
+    pub fn will_be_fixed(&self, bank: &DeviceBank, normalizer: &Normalizer) -> bool {
+        match self.kind {
+            // The numbers of excluded rows are brought to the device each time.
+            ObjectiveKind::Softmax => self.excluded_rows.is_empty(),
+            ObjectiveKind::SampledSoftmax => bank.draws(&self.noise),
+            ObjectiveKind::Nce => {
+                bank.draws(&self.noise) && !matches!(normalizer.mode, NormalizerMode::RunningAverage { .. })
+            }
+        }
+    }
+
     /// [`evaluate`](Self::evaluate) where the bank is on a device, with `features` and i64 `rows` `[B]` there too. The same
     /// negatives are drawn.
     pub fn evaluate_on_device(
@@ -118,7 +136,7 @@ impl Objective {
         rows: &Tensor,
         bank: &DeviceBank,
         normalizer: &mut Normalizer,
-        draw: u64,
+        draw: &DrawNumber,
     ) -> DeviceLoss {
         let device = bank.device();
         let products = self.products.resolve(device);
@@ -153,6 +171,18 @@ pub struct QueuedBatch {
 }
 
 impl QueuedBatch {
+    /// A batch whose every part is queued, the optimiser's step too, in `forward` and since `begun`; `loss` f64 will be its loss.
+    pub(super) fn with_step(loss: Tensor, forward: Duration, begun: Instant) -> Self {
+        let outcome = BatchOutcome {
+            loss: f64::NAN,
+            gradients: None,
+            forward,
+            objective: Duration::ZERO,
+            backward: Duration::ZERO,
+        };
+        QueuedBatch { outcome, on_device: Some((loss, begun)) }
+    }
+
     /// Whether there is something to wait for: time to get the next batch ready.
     pub fn waits(&self) -> bool {
         self.on_device.is_some()
@@ -238,7 +268,7 @@ impl Embedded<'_> {
 
         let started = Instant::now();
         let DeviceLoss { loss, mut gradient } =
-            self.objective.evaluate_on_device(&features, &rows, bank, normalizer, self.draw);
+            self.objective.evaluate_on_device(&features, &rows, bank, normalizer, &self.draw.into());
         let objective = started.elapsed();
 
         let started = Instant::now();

@@ -15,6 +15,7 @@ pub use report::{Loading, Parts, Report, StepTimes};
 
 use super::images::ResidentImages;
 use super::pass::{NoStep, Pass, milliseconds};
+use super::replay::Replay;
 use super::state::TrainState;
 use super::step::Objective;
 use super::watch::{Facts, WARM_UP_STEPS, about_speed};
@@ -119,6 +120,7 @@ struct Steps<'a> {
     state: &'a mut TrainState,
     objective: &'a Objective,
     resident: Option<Rc<ResidentImages>>,
+    replay: Option<Replay>,
     pass: Pass,
     /// What the passes before this one cost to load.
     loading: Loading,
@@ -142,7 +144,9 @@ impl<'a> Steps<'a> {
         let device = state.encoder.device();
         let resident = ResidentImages::of_run(&splits.train, &config.augmentation, device)?;
         let pass = Pass::start(config, &splits.train, resident.as_ref(), state)?;
-        Ok(Steps { config, splits, state, objective, resident, pass, loading: Loading::default() })
+        // Without graphs it is measured without; `train` says why.
+        let replay = Replay::of_run(config, objective, state).unwrap_or(None);
+        Ok(Steps { config, splits, state, objective, resident, replay, pass, loading: Loading::default() })
     }
 
     fn next(&mut self) -> Result<StepRecord> {
@@ -152,7 +156,8 @@ impl<'a> Steps<'a> {
             self.state.progress.step_in_epoch = 0;
             self.pass = Pass::start(self.config, &self.splits.train, self.resident.as_ref(), self.state)?;
         }
-        self.pass.step(self.state, self.objective).map_err(|NoStep { error, .. }| error)
+        let step = self.pass.step(self.state, self.objective, self.replay.as_mut());
+        step.map_err(|NoStep { error, .. }| error)
     }
 
     fn count(&mut self, duration: Duration, doing: &mut dyn FnMut(Doing)) -> Result<Counted> {
