@@ -17,7 +17,7 @@ export async function launch() {
   /** `allowed`: a prefix of URLs beside file: and data: that the page may load. */
   const page = async ({ width = 1280, height = 900, dark = false, javaScript = true, allowed = null } = {}) => {
     const context = await browser.newContext({
-      viewport: { width, height }, colorScheme: dark ? 'dark' : 'light', javaScriptEnabled: javaScript,
+      viewport: { width, height }, reducedMotion: 'reduce', colorScheme: dark ? 'dark' : 'light', javaScriptEnabled: javaScript,
     });
     const page = await context.newPage();
     page.refused = [];
