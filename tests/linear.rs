@@ -77,6 +77,44 @@ fn sgd_sweeps_rates_with_and_without_augmentation() {
     }
 }
 
+/// In the middle of training: a word about it, 130, and the folders as they were.
+#[test]
+#[cfg(unix)]
+fn an_interrupted_test_leaves_nothing() {
+    use std::io::{BufRead, BufReader};
+    use std::process::{Command, Stdio};
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    run(folder);
+    std::fs::create_dir(folder.join("kept")).unwrap();
+    let names = |of: &str| {
+        let entries = std::fs::read_dir(folder.join(of)).unwrap();
+        entries.map(|entry| entry.unwrap().file_name()).collect::<std::collections::BTreeSet<_>>()
+    };
+    let before = names("run");
+    for solver in [&["--solver", "sgd"][..], &["--augment"]] {
+        let endless =
+            ["linear", "run", "-j", "1", "--threads", "1", "--cache", "kept", "--epochs", "1000000"];
+        let arguments = [&endless, solver].concat();
+        let mut child = common::lemniscate(folder, &arguments)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        // Said before the first image is looked at; signals are heard from then on.
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        assert!(lines.any(|line| line.unwrap().contains("held-out")), "the protocol is said");
+        std::thread::sleep(std::time::Duration::from_millis(500));
+        let number = child.id().to_string();
+        assert!(Command::new("kill").args(["-INT", &number]).status().unwrap().success());
+        let output = child.wait_with_output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(130), "{solver:?}: {said}");
+        assert!(said.contains("interrupted; no result was kept"), "{said}");
+        assert_eq!((names("run"), names("kept").len()), (before.clone(), 0));
+    }
+}
+
 #[test]
 fn what_cannot_be_tested_is_refused_with_a_way_out() {
     let folder = tempfile::tempdir().unwrap();

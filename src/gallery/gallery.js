@@ -74,7 +74,8 @@
     }
     const left = visible();
     filter.elements.count.value = `${left.length} of ${rows.length} queries`;
-    if (!left.includes(stop)) setStop(left[0]);
+    // Other rows are read from the first one, not from where the ones before were left.
+    setStop(left[0]);
   };
   filter.addEventListener('change', apply);
   filter.addEventListener('submit', (event) => event.preventDefault());

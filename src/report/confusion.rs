@@ -1,6 +1,7 @@
 //! A confusion matrix as an SVG picture: true classes down, found classes across.
 
 use plotters::prelude::*;
+use plotters::style::text_anchor::{HPos, Pos, VPos};
 
 use crate::eval::knn::Confusion;
 
@@ -41,7 +42,8 @@ fn draw(
     for truth in 0..n {
         let y = top + cell * truth as i32;
         if named {
-            root.draw(&Text::new(name(truth), (10, y + cell / 2 - 6), font(12)))?;
+            let beside = font(12).pos(Pos::new(HPos::Right, VPos::Center));
+            root.draw(&Text::new(name(truth), (left - 6, y + cell / 2), beside))?;
             let across = font(12).transform(FontTransform::Rotate270);
             root.draw(&Text::new(name(truth), (left + cell * truth as i32 + cell / 2 - 6, top - 6), across))?;
         }
@@ -60,11 +62,9 @@ fn draw(
                 if share >= 0.005 {
                     let ink = if share > 0.35 { WHITE } else { INK };
                     let font = ("sans-serif", 12).into_font().color(&ink);
-                    root.draw(&Text::new(
-                        format!("{:.0}", 100.0 * share),
-                        (x + cell / 2 - 8, y + cell / 2 - 6),
-                        font,
-                    ))?;
+                    let centred = font.pos(Pos::new(HPos::Center, VPos::Center));
+                    let number = format!("{:.0}", 100.0 * share);
+                    root.draw(&Text::new(number, (x + cell / 2, y + cell / 2), centred))?;
                 }
             }
         }

@@ -169,12 +169,35 @@ pub(super) fn draw(
     if named && ground == Ground::White {
         chart
             .configure_series_labels()
-            .position(SeriesLabelPosition::LowerRight)
+            .position(free_corner(panel, (first, last), (low, high)))
             .background_style(WHITE.mix(0.85))
             .label_font(font(size))
             .draw()?;
     }
     Ok(())
+}
+
+/// The corner where the fewest points of `panel` lie under a legend.
+fn free_corner(panel: &Panel, (first, last): (f64, f64), (low, high): (f64, f64)) -> SeriesLabelPosition {
+    let points = || panel.curves.iter().flat_map(|curve| &curve.points);
+    let covered = |right: bool, upper: bool| {
+        let across = |x: f64| (x - first) / (last - first);
+        let up = |y: f64| (y - low) / (high - low);
+        let under = |&&(x, y): &&(f64, f64)| {
+            (if right { across(x) > 0.7 } else { across(x) < 0.3 })
+                && (if upper { up(y) > 0.5 } else { up(y) < 0.5 })
+        };
+        points().filter(under).count()
+    };
+    [
+        (covered(true, false), SeriesLabelPosition::LowerRight),
+        (covered(false, true), SeriesLabelPosition::UpperLeft),
+        (covered(true, true), SeriesLabelPosition::UpperRight),
+        (covered(false, false), SeriesLabelPosition::LowerLeft),
+    ]
+    .into_iter()
+    .min_by_key(|(points, _)| *points)
+    .map_or(SeriesLabelPosition::LowerRight, |(_, corner)| corner)
 }
 
 /// At most `points` points, each the mean of its neighbours; more than the width in pixels cannot be told apart.
@@ -193,9 +216,10 @@ fn range(values: impl Iterator<Item = f64>) -> (f64, f64) {
     if low > high {
         return (0.0, 1.0);
     }
-    // Some width even where all values are equal, whatever their size.
-    let air = (0.06 * (high - low)).max(1e-3 * high.abs()).max(1e-6);
-    (low - air, high + air)
+    let size = low.abs().max(high.abs());
+    // Some width even where all values are equal, whatever their size, and labels short enough for their place.
+    let air = if high - low <= 1e-3 * size { 0.1 * size } else { 0.06 * (high - low) };
+    (low - air.max(1e-6), high + air.max(1e-6))
 }
 
 /// Digits after the point that tell the labels of an axis of this length apart.
@@ -249,6 +273,23 @@ mod tests {
             let svg = panel_svg(&Panel { bounds: Some((0.0, 100.0)), ..panel(points.clone()) });
             assert!(svg.contains("</svg>") && !svg.contains("NaN"), "{points:?}: {svg}");
         }
+    }
+
+    #[test]
+    fn equal_values_have_an_axis_that_can_be_read() {
+        let (low, high) = range([0.03; 3].into_iter());
+        assert!(low > 0.0 && low < 0.028 && high > 0.032, "{low} {high}");
+        assert!(format!("{:.*}", digits(high - low), 0.03).len() <= 6);
+        assert_eq!(range([10.0, 10.0].into_iter()), (9.0, 11.0));
+        assert_eq!(range([0.0].into_iter()), (-1e-6, 1e-6));
+    }
+
+    #[test]
+    fn a_legend_goes_where_no_curve_is() {
+        let of = |points: Points| free_corner(&panel(points), (0.0, 8.0), (0.0, 50.0));
+        assert!(matches!(of(vec![(1.0, 5.0), (8.0, 45.0)]), SeriesLabelPosition::LowerRight));
+        assert!(matches!(of(vec![(4.0, 10.0), (8.0, 10.0)]), SeriesLabelPosition::UpperLeft));
+        assert!(matches!(of(vec![(1.0, 45.0), (8.0, 10.0)]), SeriesLabelPosition::UpperRight));
     }
 
     #[test]

@@ -17,7 +17,7 @@ export async function launch() {
   /** `allowed`: a prefix of URLs beside file: and data: that the page may load. */
   const page = async ({ width = 1280, height = 900, dark = false, javaScript = true, allowed = null } = {}) => {
     const context = await browser.newContext({
-      viewport: { width, height }, colorScheme: dark ? 'dark' : 'light', javaScriptEnabled: javaScript,
+      viewport: { width, height }, reducedMotion: 'reduce', colorScheme: dark ? 'dark' : 'light', javaScriptEnabled: javaScript,
     });
     const page = await context.newPage();
     page.refused = [];
@@ -43,6 +43,34 @@ export function check(holds, what) {
 
 /** Whether the page is no wider than its window. */
 export const fits = (page) => page.evaluate(() => document.documentElement.scrollWidth <= window.innerWidth);
+
+/** A stopwatch: `times[what]` is how many milliseconds the page's own thread computed from `action` to its painting (other
+ * work on the machine does not count), and `clock[what]` those of the clock. */
+export async function stopwatch(page) {
+  const session = await page.context().newCDPSession(page);
+  await session.send('Performance.enable', { timeDomain: 'threadTicks' });
+  const computed = async () => {
+    const { metrics } = await session.send('Performance.getMetrics');
+    return 1000 * metrics.find((metric) => metric.name === 'TaskDuration').value;
+  };
+  const [times, clock] = [{}, {}];
+  const measure = async (what, action) => {
+    const [before, started] = [await computed(), Date.now()];
+    await action();
+    await page.evaluate(() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done))));
+    const [after, ended] = [await computed(), Date.now()];
+    times[what] = Math.max(times[what] ?? 0, Math.round(after - before));
+    clock[what] = Math.max(clock[what] ?? 0, ended - started);
+  };
+  return { times, clock, measure };
+}
+
+/** Waits until the pictures of the rows in view are there. */
+export const arrived = (page) => page.waitForFunction(() => [...document.querySelectorAll('.retrieval')].every((row) => {
+  const { top, bottom, height } = row.getBoundingClientRect();
+  if (!height || bottom < 0 || top > window.innerHeight) return true;
+  return [...row.querySelectorAll('img')].every((image) => image.complete);
+}), null, { polling: 100 });
 
 /** Pictures that did not load, of those in view. */
 export const broken = (page) => page.evaluate(() =>

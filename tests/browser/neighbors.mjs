@@ -2,7 +2,7 @@
 // The page must have been made with labels, and so have successes and failures.
 import path from 'node:path';
 import { pathToFileURL } from 'node:url';
-import { broken, check, fits, focused, launch } from './browser.mjs';
+import { arrived, broken, check, fits, focused, launch, stopwatch } from './browser.mjs';
 
 const [file, pictures] = process.argv.slice(2);
 if (!file) throw new Error('usage: node neighbors.mjs PAGE.html [FOLDER FOR SCREENSHOTS]');
@@ -14,9 +14,9 @@ const shot = async (page, name) => {
 
 try {
   const page = await browser.page();
-  const started = Date.now();
-  await page.goto(url, { timeout: 180_000 });
-  const loaded = Date.now() - started;
+  const { times, clock, measure } = await stopwatch(page);
+  await measure('open', () => page.goto(url, { timeout: 180_000 }));
+  await arrived(page);
   const counts = await page.evaluate(() => ({
     rows: document.querySelectorAll('.retrieval').length,
     tiles: document.querySelectorAll('.tiles .tile').length,
@@ -24,7 +24,7 @@ try {
     unnamed: [...document.images].filter((image) => !image.alt).length,
     headings: [...document.querySelectorAll('h1,h2,h3,h4')].map((heading) => Number(heading.tagName[1])),
   }));
-  console.log(`${counts.rows} rows, ${counts.tiles} tiles, loaded in ${loaded} ms`);
+  console.log(`${counts.rows} rows, ${counts.tiles} tiles`);
   check(counts.rows > 1 && counts.queries === counts.rows, 'each row has its query');
   check(counts.tiles >= counts.rows, 'rows have tiles');
   check(counts.unnamed === 0, 'every picture has a text');
@@ -38,7 +38,7 @@ try {
   check(await page.evaluate(() => document.activeElement.className === 'skip'), 'Tab: first the skip link');
   await page.keyboard.press('Tab');
   check(await page.evaluate(() => document.activeElement.name === 'outcome'), 'Tab: then the filter');
-  await page.keyboard.press('ArrowRight');
+  await measure('filter', () => page.keyboard.press('ArrowRight'));
   const successes = await page.evaluate(() => ({
     shown: [...document.querySelectorAll('.retrieval:not([hidden])')].map((row) => row.dataset.outcome),
     says: document.querySelector('#filter output').value,
@@ -54,11 +54,11 @@ try {
   await page.keyboard.press('ArrowLeft');
   await page.keyboard.press('Tab');
   check(await page.evaluate(() => document.activeElement.name === 'class'), 'Tab: the classes');
-  await page.selectOption('#filter select', { index: 1 });
+  await measure('class', () => page.selectOption('#filter select', { index: 1 }));
   const ofClass = await page.evaluate(() =>
     new Set([...document.querySelectorAll('.retrieval:not([hidden])')].map((row) => row.dataset.class)).size);
   check(ofClass === 1, 'one class alone');
-  await page.selectOption('#filter select', '');
+  await measure('all', () => page.selectOption('#filter select', ''));
   await page.keyboard.press('Tab');
   check((await focused(page)).row === 0, 'Tab: the first row');
   await page.keyboard.press('ArrowDown');
@@ -71,12 +71,20 @@ try {
   check(/^1, .+: [✓✗] -?[\d.]+, ./.test(status), `the line at the foot names it: ${status}`);
   await page.keyboard.press('Escape');
   check((await focused(page)).tile === -1, 'Escape: the row');
-  await page.keyboard.press('End');
+  await measure('end', () => page.keyboard.press('End'));
   check((await focused(page)).row === counts.rows - 1, 'End: the last row');
   await page.waitForTimeout(300);
+  await arrived(page);
   check((await broken(page)).length === 0, 'pictures there are there, too');
   await page.keyboard.press('Tab');
   check((await focused(page)).row === -1, 'Tab leaves the rows');
+  // The wheel, a screen at a time from the top: how long the slowest took to be painted.
+  await page.evaluate(() => window.scrollTo({ top: 0, behavior: 'instant' }));
+  await page.mouse.move(640, 450);
+  for (let i = 0; i < 20; i += 1) await measure('scroll', () => page.mouse.wheel(0, 800));
+  console.log(`ms of the page's thread: ${JSON.stringify(times)}; of the clock: ${JSON.stringify(clock)}`);
+  const slow = Object.entries(times).filter(([what, ms]) => ms > (what === 'open' ? 5_000 : 1_000));
+  check(slow.length === 0, `nothing makes a person wait (${slow})`);
   check(page.refused.length === 0, 'no request to a network');
   check(page.problems.length === 0, `no errors (${page.problems.join('; ')})`);
 

@@ -162,6 +162,8 @@ try {
   await narrow.click('[data-random="train"]');
   await answered(narrow, '');
   check(await fits(narrow), '360 px: no horizontal scroll');
+  check(await narrow.evaluate(() => [...document.querySelectorAll('.scroll')].every((it) => it.scrollWidth <= it.clientWidth)),
+    '360 px: all of every table is in sight');
   await shot(narrow, 'narrow', { fullPage: true });
 
   const plain = await browser.page({ allowed: url, javaScript: false });

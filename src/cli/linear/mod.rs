@@ -7,9 +7,10 @@ pub use arguments::Arguments;
 
 use arguments::Solver;
 
-use super::inputs::{set_threads, with_bar};
+use super::inputs::{bar, set_threads};
 use super::say;
 use super::subject::Subject;
+use crate::checkpoint::signals::Interrupt;
 use crate::data::dataset::Dataset;
 use crate::error::{Error, Result};
 use crate::eval::linear::augmented::{self, Views};
@@ -80,15 +81,16 @@ pub fn run(arguments: Arguments) -> Result<()> {
     );
     let needed = memory(&arguments, &labelled, &places, held_out.len());
     within(&arguments, needed)?;
+    let interrupt = Interrupt::install()?;
     if !arguments.json {
         say(subject.describe())?;
         say(output::describe(&arguments, held_out.len(), labelled.train_order.len()))?;
     }
     let before = subject.encoder.parameters().hash();
     let outcomes = if arguments.augment {
-        with_augmentation(&arguments, &subject, &labelled, &places, &held_out)?
+        with_augmentation(&arguments, &subject, &labelled, &places, &held_out, &interrupt)?
     } else {
-        on_cached_features(&arguments, &subject, &labelled, &places, &held_out)?
+        on_cached_features(&arguments, &subject, &labelled, &places, &held_out, &interrupt)?
     };
     if subject.encoder.parameters().hash() != before {
         return Err(Error::EncoderChanged);
@@ -148,6 +150,27 @@ fn within(arguments: &Arguments, (features, classifiers): (u64, u64)) -> Result<
     })
 }
 
+/// Does `work` under a progress bar, until it is done or somebody wants the program to stop.
+fn with_bar<T>(
+    total: usize,
+    what: &'static str,
+    interrupt: &Interrupt,
+    work: impl FnOnce(&mut dyn FnMut(usize) -> Result<()>) -> Result<T>,
+) -> Result<T> {
+    let bar = bar(total, what);
+    let result = work(&mut |done| {
+        bar.set_position(done as u64);
+        if interrupt.interrupted() {
+            return Err(Error::Interrupted {
+                saved: "no result was kept; the same command starts anew".into(),
+            });
+        }
+        Ok(())
+    });
+    bar.finish_and_clear();
+    result
+}
+
 /// What brings features to mean 0 and variance 1, or to themselves.
 fn standardiser(moments: &Moments, raw: bool) -> Standardiser {
     if raw { Standardiser::identity(moments.dim()) } else { moments.standardiser() }
@@ -159,11 +182,12 @@ fn on_cached_features(
     labelled: &Labelled<'_>,
     places: &[Place],
     held_out: &[u32],
+    interrupt: &Interrupt,
 ) -> Result<Vec<Outcome>> {
     let Subject { encoder, input, .. } = subject;
     let folder = arguments.cache.as_deref();
     let collect = |data: &Dataset, order: &[u32], what| {
-        with_bar(order.len(), what, |progress| {
+        with_bar(order.len(), what, interrupt, |progress| {
             features::collect(encoder, data, order, input, places, folder, progress)
         })
     };
@@ -189,13 +213,16 @@ fn on_cached_features(
             examples(test_features, &labelled.test_labels),
         );
         outcomes.push(match arguments.solver() {
-            Solver::Lbfgs => with_bar(arguments.iterations, "solving (at most)", |progress| {
-                Ok(solve(&learnt, &tested, &marked, &candidates, arguments.iterations, progress))
+            Solver::Lbfgs => with_bar(arguments.iterations, "solving (at most)", interrupt, |progress| {
+                solve(&learnt, &tested, &marked, &candidates, arguments.iterations, progress)
             })?,
-            Solver::Sgd => with_bar(arguments.epochs as usize, "training, epochs", |progress| {
+            Solver::Sgd => {
                 let (settings, seed) = (arguments.sgd(), arguments.seed);
-                Ok(train(&learnt, &tested, &marked, &candidates, &settings, seed, progress))
-            })?,
+                let steps = labelled.train_order.len() * settings.epochs as usize;
+                with_bar(steps, "training", interrupt, |progress| {
+                    train(&learnt, &tested, &marked, &candidates, &settings, seed, progress)
+                })?
+            }
         });
     }
     Ok(outcomes)
@@ -207,10 +234,11 @@ fn with_augmentation(
     labelled: &Labelled<'_>,
     places: &[Place],
     held_out: &[u32],
+    interrupt: &Interrupt,
 ) -> Result<Vec<Outcome>> {
     let Subject { encoder, input, found, .. } = subject;
     let Labelled { train: data, test, train_order, train_labels, test_order, test_labels } = labelled;
-    let moments = with_bar(train_order.len(), "measuring features", |progress| {
+    let moments = with_bar(train_order.len(), "measuring features", interrupt, |progress| {
         features::moments(encoder, data, train_order, input, places, progress)
     })?;
     let standardisers: Vec<_> = moments.iter().map(|m| standardiser(m, arguments.raw)).collect();
@@ -226,12 +254,12 @@ fn with_augmentation(
         held_out: &marked,
     };
     let (rates, settings) = (arguments.candidates(), arguments.sgd());
-    let fitted = with_bar(train_order.len() * settings.epochs as usize, "training", |progress| {
+    let fitted = with_bar(train_order.len() * settings.epochs as usize, "training", interrupt, |progress| {
         augmented::fit(&views, places, &standardisers, &rates, &settings, progress)
     })?;
     let folder = arguments.cache.as_deref();
     let collect = |data: &Dataset, order: &[u32], what| -> Result<Vec<Cache>> {
-        let mut caches = with_bar(order.len(), what, |progress| {
+        let mut caches = with_bar(order.len(), what, interrupt, |progress| {
             features::collect(encoder, data, order, input, places, folder, progress)
         })?;
         caches.iter_mut().zip(&standardisers).for_each(|(cache, by)| by.apply(cache.rows_mut()));

@@ -30,10 +30,10 @@ pub struct Views<'a> {
 /// Trains the classifiers of every rate at every place in one run over the images; the features at a place are
 /// standardised by its `standardisers`. Gives for each place those that choose and those that are tested.
 ///
-/// `progress` hears the images done, over all epochs.
+/// `progress` hears the images done, over all epochs; its error ends the training.
 ///
 /// # Errors
-/// An image that cannot be read.
+/// An image that cannot be read, and those of `progress`.
 ///
 /// # Panics
 /// If the images have no labels.
@@ -43,7 +43,7 @@ pub fn fit(
     standardisers: &[Standardiser],
     learning_rates: &[f64],
     settings: &SgdSettings,
-    progress: &mut dyn FnMut(usize),
+    progress: &mut dyn FnMut(usize) -> Result<()>,
 ) -> Result<Vec<(Vec<Fitted>, Vec<Fitted>)>> {
     let Views { encoder, data, transform, input, seed, held_out } = *views;
     let all_labels = data.labels().expect("a classifier needs labels");
@@ -68,8 +68,7 @@ pub fn fit(
                 trainer.step(&standardiser.apply_to(&place.rows(features)), &labels, &out, epoch);
             }
             done += batch.indices.len();
-            progress(done);
-            Ok(())
+            progress(done)
         })?;
     }
     Ok(trainers.into_iter().map(Trainer::finish).collect())

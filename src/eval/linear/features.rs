@@ -64,10 +64,10 @@ fn grid(channels: i64) -> i64 {
 }
 
 /// Features of the images `order` of `data` at each of `places`, test-time preprocessing, one pass; kept in memory or
-/// in files in `folder`. `progress` hears how many images are done.
+/// in files in `folder`. `progress` hears how many images are done; its error ends the pass.
 ///
 /// # Errors
-/// An image that cannot be read, or a file without room.
+/// An image that cannot be read, a file without room, and those of `progress`.
 pub fn collect(
     encoder: &Encoder,
     data: &Dataset,
@@ -75,7 +75,7 @@ pub fn collect(
     input: &Input,
     places: &[Place],
     folder: Option<&Path>,
-    progress: &mut dyn FnMut(usize),
+    progress: &mut dyn FnMut(usize) -> Result<()>,
 ) -> Result<Vec<Cache>> {
     let mut caches =
         places.iter().map(|p| Cache::new(order.len(), p.dim(), folder)).collect::<Result<Vec<_>>>()?;
@@ -83,17 +83,17 @@ pub fn collect(
     Ok(caches)
 }
 
-/// The moments of the features of the images `order` at each of `places`; nothing is kept.
+/// The moments of the features of the images `order` at each of `places`; nothing is kept. `progress` as for [`collect`].
 ///
 /// # Errors
-/// An image that cannot be read.
+/// An image that cannot be read, and those of `progress`.
 pub fn moments(
     encoder: &Encoder,
     data: &Dataset,
     order: &[u32],
     input: &Input,
     places: &[Place],
-    progress: &mut dyn FnMut(usize),
+    progress: &mut dyn FnMut(usize) -> Result<()>,
 ) -> Result<Vec<Moments>> {
     let mut moments: Vec<_> = places.iter().map(|place| Moments::new(place.dim())).collect();
     each_row(encoder, data, order, input, places, progress, |at, rows| moments[at].add(rows))?;
@@ -107,7 +107,7 @@ fn each_row(
     order: &[u32],
     input: &Input,
     places: &[Place],
-    progress: &mut dyn FnMut(usize),
+    progress: &mut dyn FnMut(usize) -> Result<()>,
     mut each: impl FnMut(usize, &[f32]),
 ) -> Result<()> {
     let layers: Vec<_> = places.iter().map(|place| place.layer).collect();
@@ -118,8 +118,7 @@ fn each_row(
             each(at, &to_vec_f32(&place.rows(features)));
         }
         done += batch.indices.len();
-        progress(done);
-        Ok(())
+        progress(done)
     })
 }
 

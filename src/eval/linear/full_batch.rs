@@ -9,6 +9,7 @@ use super::heads::Heads;
 use super::lbfgs::{End, Lbfgs};
 use super::metric::SecondMoments;
 use super::{Examples, Fitted};
+use crate::error::Result;
 
 /// Largest component of the gradient of the mean loss at which a problem counts as solved.
 pub const TOLERANCE: f64 = 1e-5;
@@ -19,15 +20,18 @@ const CHUNK: usize = 4096;
 /// Solves the problem for each of `l2` (λ) side by side on the images of `examples` that `counts` picks: f32 `[N]`, 1
 /// for an image that takes part, 0 for another. `starts`, if any, are the points to start from.
 ///
-/// `progress` hears the passes over the features.
+/// `progress` hears the passes over the features; its error ends the fit.
+///
+/// # Errors
+/// Those of `progress`.
 pub fn fit(
     examples: &Examples<'_>,
     counts: &[f32],
     l2: &[f64],
     starts: Option<Vec<Vec<f64>>>,
     most_iterations: usize,
-    progress: &mut dyn FnMut(usize),
-) -> Vec<Fitted> {
+    progress: &mut dyn FnMut(usize) -> Result<()>,
+) -> Result<Vec<Fitted>> {
     let (dim, classes) = (examples.features.dim(), examples.n_classes);
     let variables = (dim + 1) * classes;
     let starts = starts.unwrap_or_else(|| vec![vec![0.0; variables]; l2.len()]);
@@ -59,7 +63,7 @@ pub fn fit(
             problems[p].tell(value, gradient);
         }
         passes += 1;
-        progress(passes);
+        progress(passes)?;
     }
     let fitted = problems.iter().zip(l2).map(|(problem, &l2)| Fitted {
         setting: l2,
@@ -70,7 +74,7 @@ pub fn fit(
         converged: Some(problem.end() == Some(End::Converged)),
         gradient_norm: Some(problem.gradient_norm()),
     });
-    fitted.collect()
+    Ok(fitted.collect())
 }
 
 /// Value and gradient of the objective at each trial, with its λ; one pass over the features.
@@ -141,7 +145,7 @@ mod tests {
     }
 
     fn solve(examples: &Examples<'_>, counts: &[f32], l2: &[f64]) -> Vec<Fitted> {
-        fit(examples, counts, l2, None, 1000, &mut |_| ())
+        fit(examples, counts, l2, None, 1000, &mut |_| Ok(())).unwrap()
     }
 
     #[test]

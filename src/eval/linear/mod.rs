@@ -18,6 +18,7 @@ pub mod sgd;
 use serde::Serialize;
 use tch::{Device, Tensor};
 
+use crate::error::Result;
 use crate::eval::knn::{Confusion, accuracy};
 use crate::model::to_vec_f32;
 use cache::Cache;
@@ -184,30 +185,36 @@ fn marked(held_out: &[bool]) -> Vec<u32> {
 /// Logistic regression on all of `train`, tested on `test`. With several strengths in `l2` each is first fitted without
 /// the images that `held_out` marks, and the one that gets most of those right is fitted again with all.
 ///
-/// `progress` hears the passes over the features, of one fit and then of the other.
+/// `progress` hears the passes over the features, of one fit and then of the other; its error ends them.
+///
+/// # Errors
+/// Those of `progress`.
 pub fn solve(
     train: &Examples<'_>,
     test: &Examples<'_>,
     held_out: &[bool],
     l2: &[f64],
     most_iterations: usize,
-    progress: &mut dyn FnMut(usize),
-) -> Outcome {
+    progress: &mut dyn FnMut(usize) -> Result<()>,
+) -> Result<Outcome> {
     let mut start = None;
     let (mut candidates, mut best) = (vec![Candidate { setting: l2[0], held_out_top1: None }], 0);
     if l2.len() > 1 {
         let counts: Vec<f32> = held_out.iter().map(|&out| f32::from(u8::from(!out))).collect();
-        let mut fitted = full_batch::fit(train, &counts, l2, None, most_iterations, progress);
+        let mut fitted = full_batch::fit(train, &counts, l2, None, most_iterations, progress)?;
         (candidates, best) = choose(&fitted, train, &marked(held_out));
         start = Some(vec![std::mem::take(&mut fitted[best].parameters)]);
     }
     let all = vec![1.0; train.labels.len()];
-    let fitted = full_batch::fit(train, &all, &l2[best..=best], start, most_iterations, progress).remove(0);
-    outcome(candidates, &fitted, test)
+    let fitted = full_batch::fit(train, &all, &l2[best..=best], start, most_iterations, progress)?.remove(0);
+    Ok(outcome(candidates, &fitted, test))
 }
 
 /// SGD on cached features, tested on `test`; the rate is chosen on the images that `held_out` marks, and the classifier
-/// that is tested has seen them too.
+/// that is tested has seen them too. `progress` hears the images done, over all epochs; its error ends the training.
+///
+/// # Errors
+/// Those of `progress`.
 pub fn train(
     train: &Examples<'_>,
     test: &Examples<'_>,
@@ -215,10 +222,10 @@ pub fn train(
     learning_rates: &[f64],
     settings: &SgdSettings,
     seed: u64,
-    progress: &mut dyn FnMut(usize),
-) -> Outcome {
-    let (choosing, tested) = sgd::fit(train, held_out, learning_rates, settings, seed, progress);
-    choose_and_test(&choosing, &tested, train, &marked(held_out), test)
+    progress: &mut dyn FnMut(usize) -> Result<()>,
+) -> Result<Outcome> {
+    let (choosing, tested) = sgd::fit(train, held_out, learning_rates, settings, seed, progress)?;
+    Ok(choose_and_test(&choosing, &tested, train, &marked(held_out), test))
 }
 
 /// The outcome of the classifier in `tested` whose counterpart in `choosing` does best on the images `held_out` of
@@ -241,6 +248,7 @@ fn choose_and_test(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::Error;
 
     /// Two classes along one number, 40 images, the last 8 to choose on.
     fn line() -> (Cache, Vec<u32>, Vec<bool>) {
@@ -253,14 +261,33 @@ mod tests {
     fn both_solvers_separate_what_can_be_separated() {
         let (features, labels, held_out) = line();
         let examples = Examples { features: &features, labels: &labels, n_classes: 2, device: Device::Cpu };
-        let solved = solve(&examples, &examples, &held_out, &[1e-4, 10.0], 200, &mut |_| ());
+        let solved = solve(&examples, &examples, &held_out, &[1e-4, 10.0], 200, &mut |_| Ok(())).unwrap();
         assert_eq!(solved.candidates.len(), 2);
         assert!(solved.top1 > 0.8 && solved.top5 == 1.0 && solved.converged == Some(true), "{solved:?}");
         let settings = SgdSettings { batch_size: 8, ..SgdSettings::new(20) };
-        let trained = train(&examples, &examples, &held_out, &[1e-9, 0.1], &settings, 0, &mut |_| ());
+        let trained =
+            train(&examples, &examples, &held_out, &[1e-9, 0.1], &settings, 0, &mut |_| Ok(())).unwrap();
         assert!((trained.top1 - solved.top1).abs() < 0.11, "{trained:?}");
-        let one = train(&examples, &examples, &held_out, &[0.1], &settings, 0, &mut |_| ());
+        let one = train(&examples, &examples, &held_out, &[0.1], &settings, 0, &mut |_| Ok(())).unwrap();
         assert_eq!(one.candidates, [Candidate { setting: 0.1, held_out_top1: None }]);
+    }
+
+    #[test]
+    fn both_solvers_stop_when_they_are_told_to() {
+        let (features, labels, held_out) = line();
+        let examples = Examples { features: &features, labels: &labels, n_classes: 2, device: Device::Cpu };
+        let stop = |done: &mut usize| {
+            *done += 1;
+            if *done == 3 { Err(Error::usage("enough")) } else { Ok(()) }
+        };
+        let (mut passes, mut steps) = (0, 0);
+        let solved =
+            solve(&examples, &examples, &held_out, &[1e-6, 1e-4], 200, &mut |_| stop(&mut passes)).err();
+        let settings = SgdSettings { batch_size: 8, ..SgdSettings::new(20) };
+        let trained =
+            train(&examples, &examples, &held_out, &[0.1], &settings, 0, &mut |_| stop(&mut steps)).err();
+        assert_eq!([solved, trained].map(|error| error.unwrap().to_string()), ["enough"; 2]);
+        assert_eq!((passes, steps), (3, 3));
     }
 
     #[test]
@@ -269,10 +296,11 @@ mod tests {
         let examples = Examples { features: &features, labels: &labels, n_classes: 2, device: Device::Cpu };
         let settings = SgdSettings { batch_size: 8, weight_decay: 3.0, ..SgdSettings::new(60) };
         let rates = [1e30, 0.01];
-        let trained = train(&examples, &examples, &held_out, &rates, &settings, 0, &mut |_| ());
+        let trained = train(&examples, &examples, &held_out, &rates, &settings, 0, &mut |_| Ok(())).unwrap();
         assert_eq!(trained.chosen, 0.01);
         assert!(trained.candidates[0].held_out_top1.is_some_and(f64::is_nan));
-        let alone = train(&examples, &examples, &held_out, &rates[..1], &settings, 0, &mut |_| ());
+        let alone =
+            train(&examples, &examples, &held_out, &rates[..1], &settings, 0, &mut |_| Ok(())).unwrap();
         assert!(alone.top1.is_nan());
     }
 }

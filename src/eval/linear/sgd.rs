@@ -8,6 +8,7 @@ use tch::{Kind, Tensor, no_grad};
 use super::heads::Heads;
 use super::{Examples, Fitted};
 use crate::data::loader::epoch_order;
+use crate::error::Result;
 use crate::optim::{Schedule, lr};
 
 /// How SGD trains a linear classifier.
@@ -138,20 +139,24 @@ impl Trainer {
     }
 }
 
-/// Trains on cached features; the order of an epoch depends on `seed` and epoch only. `progress` hears the
-/// epochs done.
+/// Trains on cached features; the order of an epoch depends on `seed` and epoch only. `progress` hears the images done,
+/// over all epochs; its error ends the training.
+///
+/// # Errors
+/// Those of `progress`.
 pub fn fit(
     examples: &Examples<'_>,
     held_out: &[bool],
     learning_rates: &[f64],
     settings: &SgdSettings,
     seed: u64,
-    progress: &mut dyn FnMut(usize),
-) -> (Vec<Fitted>, Vec<Fitted>) {
+    progress: &mut dyn FnMut(usize) -> Result<()>,
+) -> Result<(Vec<Fitted>, Vec<Fitted>)> {
     let Examples { features, labels, n_classes, device } = *examples;
     let dim = features.dim();
     let mut trainer = Trainer::new(dim, n_classes, learning_rates, settings, device);
     let all: Vec<u32> = (0..features.len() as u32).collect();
+    let mut done = 0;
     for epoch in 0..settings.epochs {
         trainer.begin_epoch();
         for batch in epoch_order(&all, seed, epoch).chunks(settings.batch_size) {
@@ -160,10 +165,11 @@ pub fn fit(
             let of = |i: &u32| labels[*i as usize];
             let out: Vec<bool> = batch.iter().map(|&i| held_out[i as usize]).collect();
             trainer.step(&x, &batch.iter().map(of).collect::<Vec<_>>(), &out, epoch);
+            done += batch.len();
+            progress(done)?;
         }
-        progress(epoch as usize + 1);
     }
-    trainer.finish()
+    Ok(trainer.finish())
 }
 
 #[cfg(test)]
@@ -189,7 +195,7 @@ mod tests {
         let settings =
             SgdSettings { batch_size: 8, weight_decay: 0.01, milestones: vec![2.0], ..SgdSettings::new(3) };
         let rates = [0.01, 0.5];
-        let (choosing, tested) = fit(&examples, &held_out, &rates, &settings, 5, &mut |_| ());
+        let (choosing, tested) = fit(&examples, &held_out, &rates, &settings, 5, &mut |_| Ok(())).unwrap();
         for (sees_all, fitted) in [(false, &choosing), (true, &tested)] {
             for (rate, fitted) in rates.iter().zip(fitted) {
                 assert_eq!(fitted.setting, *rate);

@@ -129,24 +129,42 @@ fn tests(tests: &[Value]) -> Markup {
     }
 }
 
-/// The tests that a line reports: each object in it, as settings and as shares in per cent.
+/// The tests that a line reports: each object in it, as settings and as what came of them, shares in per cent.
 fn parts(test: &Value) -> Vec<(&str, (String, String))> {
     let Some(object) = test.as_object() else { return Vec::new() };
     let inner = object.iter().filter_map(|(name, value)| Some((name.as_str(), value.as_object()?)));
     inner
         .map(|(name, fields)| {
             let (mut how, mut came) = (Vec::new(), Vec::new());
-            for (key, value) in fields.iter().filter(|(_, value)| !value.is_array() && !value.is_object()) {
-                match value.as_f64() {
-                    Some(share) if key.starts_with("top") => {
-                        came.push(format!("{key} {:.2} %", 100.0 * share))
-                    }
-                    _ => how.push(format!("{key} {}", text(value))),
+            for (key, value) in fields.iter().filter(|(_, value)| !value.is_array()) {
+                match (key.as_str(), value) {
+                    ("precision", Value::Object(at)) => came.extend(precisions(at)),
+                    (_, Value::Object(_)) => {}
+                    ("groups" | "pairs", count) => came.push(format!("{key} {count}")),
+                    (key, value) => match value.as_f64() {
+                        Some(share) if key.starts_with("top") || key == "purity" => {
+                            came.push(format!("{key} {:.2} %", 100.0 * share));
+                        }
+                        Some(measure) if matches!(key, "nmi" | "mean_distance") => {
+                            came.push(format!("{key} {measure:.4}"));
+                        }
+                        // Many a setting was f32 once: 0.95, not 0.949999988079071.
+                        Some(setting) if value.is_f64() => how.push(format!("{key} {}", setting as f32)),
+                        _ => how.push(format!("{key} {}", text(value))),
+                    },
                 }
             }
             (name, (how.join(", "), came.join(", ")))
         })
         .collect()
+}
+
+/// Precision by the number of neighbours, least first.
+fn precisions(at: &serde_json::Map<String, Value>) -> Vec<String> {
+    let mut at: Vec<(usize, f64)> =
+        at.iter().filter_map(|(k, share)| Some((k.parse().ok()?, share.as_f64()?))).collect();
+    at.sort_by_key(|(k, _)| *k);
+    at.iter().map(|(k, share)| format!("P@{k} {:.2} %", 100.0 * share)).collect()
 }
 
 /// What the manifest says of the images, without long lists.
@@ -218,6 +236,23 @@ mod tests_of_pages {
         assert_eq!(html.matches("<svg").count(), html.matches("</svg>").count());
         let both = comparison_page(&[history.clone(), history]);
         assert!(both.contains("2 runs compared") && both.contains("these runs have the same settings"));
+    }
+
+    #[test]
+    fn every_test_has_its_result_apart_from_its_settings() {
+        let of = |line: &str| {
+            let line: Value = serde_json::from_str(line).unwrap();
+            let [(_, fields)] = &parts(&line)[..] else { panic!("{line}") };
+            fields.clone()
+        };
+        let (how, came) = of(r#"{"retrieval":{"encoder":"a","precision":{"1":0.5,"10":0.1,"5":0.25}}}"#);
+        assert_eq!([&how, &came], ["encoder a", "P@1 50.00 %, P@5 25.00 %, P@10 10.00 %"]);
+        let (how, came) = of(r#"{"clusters":{"clusters":10,"nmi":0.25,"purity":0.1625,"seed":0}}"#);
+        assert_eq!([&how, &came], ["clusters 10, seed 0", "nmi 0.2500, purity 16.25 %"]);
+        let (how, came) = of(r#"{"clusters":{"duplicates_from":0.949999988079071,"groups":1,"pairs":7}}"#);
+        assert_eq!([&how, &came], ["duplicates_from 0.95", "groups 1, pairs 7"]);
+        let (how, came) = of(r#"{"linear":{"chosen":1e-5,"top1":0.5,"candidates":[1]}}"#);
+        assert_eq!([&how, &came], ["chosen 0.00001", "top1 50.00 %"]);
     }
 
     #[test]
