@@ -9,6 +9,10 @@ const SHARE_OF_EPOCH: f64 = 0.5;
 /// But over at least so many batches: single ones jump.
 const LEAST_BATCHES: f64 = 50.0;
 
+/// And over at least so many seconds: on a machine that others use the speed differs from one second to the next, and the
+/// epochs of a small data set are not longer than that.
+const LEAST_SECONDS: f64 = 30.0;
+
 /// Estimates the time left in an epoch and in the run, from a clock that the caller reads.
 ///
 /// What lies between the last batch of an epoch and the first of the next (evaluation, checkpoint, loader start) is
@@ -63,7 +67,9 @@ impl Eta {
                 let between = (seconds - batches * self.seconds_per_batch().unwrap_or(0.0)).max(0.0);
                 weigh(&mut self.between_seconds, between, NEWEST_GAP);
             } else {
-                let horizon = (SHARE_OF_EPOCH * self.batches as f64).max(LEAST_BATCHES);
+                let usual = self.seconds_per_batch().unwrap_or(seconds / batches).max(f64::MIN_POSITIVE);
+                let horizon =
+                    (SHARE_OF_EPOCH * self.batches as f64).max(LEAST_BATCHES).max(LEAST_SECONDS / usual);
                 weigh(&mut self.batch_seconds, seconds / batches, 1.0 - (-batches / horizon).exp());
             }
         }
@@ -172,6 +178,26 @@ mod tests {
             saved = now;
         }
         now
+    }
+
+    /// Of a run of 24 epochs of four seconds, on a machine whose speed is another one in each.
+    #[test]
+    fn the_speed_of_one_short_epoch_is_not_that_of_the_run() {
+        let seconds = |epoch: u64| 4.0 + 1.5 * (((epoch * 2_654_435_761) % 1000) as f64 / 1000.0 - 0.5);
+        let end: f64 = (0..24).map(seconds).sum();
+        let (mut eta, mut now) = (Eta::new(24), 0.0);
+        for epoch in 0..24 {
+            eta.epoch_started(epoch, 63, 0, None);
+            for batch in 1..=63 {
+                now += seconds(epoch) / 63.0;
+                eta.batch_done(Duration::from_secs_f64(now), batch);
+            }
+            // Towards the end so few epochs are left that theirs is another mean.
+            if (1..16).contains(&epoch) {
+                let (found, true_left) = (eta.run_left().unwrap().as_secs_f64(), end - now);
+                assert!((found - true_left).abs() < 0.1 * true_left, "{epoch}: {found} for {true_left}");
+            }
+        }
     }
 
     /// Every estimate after the first epoch lies within a tenth of what came, or within two seconds at the very end.
