@@ -258,18 +258,11 @@ impl From<NormalizerChoice> for String {
 impl TrainConfig {
     /// The settings of `preset` for images at `data`; the published ones are ALGORITHM's (training).
     pub fn preset(preset: Preset, data: &Path, data_format: DataFormat) -> Self {
-        match preset {
-            Preset::Cifar => {
-                let augmentation = TrainTransform::cifar(32);
-                Self::published(Family::Cifar, 0.1, 5e-4, 128, augmentation, data, data_format)
-            }
-            Preset::Imagenet => {
-                let augmentation = TrainTransform::imagenet(224);
-                Self::published(Family::ImageNet, 0.07, 1e-4, 256, augmentation, data, data_format)
-            }
+        let (family, temperature, weight_decay, batch_size, augmentation) = match preset {
+            Preset::Cifar => (Family::Cifar, 0.1, 5e-4, 128, TrainTransform::cifar(32)),
+            Preset::Imagenet => (Family::ImageNet, 0.07, 1e-4, 256, TrainTransform::imagenet(224)),
             Preset::CifarStrong => {
-                let published = Self::preset(Preset::Cifar, data, data_format);
-                Self {
+                return Self {
                     // With 50,000 rows all of them cost no more than some thousand that are drawn.
                     objective: ObjectiveKind::Softmax,
                     n_negatives: 0,
@@ -281,21 +274,10 @@ impl TrainConfig {
                     schedule: ScheduleKind::Cosine,
                     warmup_epochs: 10.0,
                     augmentation: TrainTransform::cifar_strong(32),
-                    ..published
-                }
+                    ..Self::preset(Preset::Cifar, data, data_format)
+                };
             }
-        }
-    }
-
-    fn published(
-        family: Family,
-        temperature: f64,
-        weight_decay: f64,
-        batch_size: usize,
-        augmentation: TrainTransform,
-        data: &Path,
-        data_format: DataFormat,
-    ) -> Self {
+        };
         Self {
             data: data.to_owned(),
             data_format,

@@ -6,7 +6,6 @@ use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
 use std::path::PathBuf;
 use std::ptr::{null, null_mut};
 
-use super::Argument;
 use crate::model::cuda;
 use crate::model::cuda::graph::current_stream;
 
@@ -99,40 +98,38 @@ impl Module {
         self.multiprocessors
     }
 
-    /// Queues `kernel` with `grid` blocks of `threads`, behind what libtorch has queued.
+    /// Queues `kernel` with a grid of x × y blocks of `threads`, behind what libtorch has queued.
     ///
     /// # Panics
     /// If the driver refuses, as libtorch's own operations do.
     ///
     /// # Safety
-    /// `arguments` are the kernel's parameters, in number, order and type; what their pointers lead to is on the device
-    /// and as large as the kernel expects.
+    /// `arguments` lead to the kernel's parameters, in number, order and type; what pointers among these lead to is on the
+    /// device and as large as the kernel expects.
     pub(super) unsafe fn launch(
         &self,
         kernel: &CStr,
-        grid: [usize; 2],
-        threads: usize,
-        arguments: &[Argument],
+        [x, y]: [c_uint; 2],
+        threads: c_uint,
+        arguments: &mut [*mut c_void],
     ) {
         let mut function = null_mut();
         // SAFETY: the module is loaded for good; the name is a C string.
         let found = unsafe { (self.function_of)(&raw mut function, self.module, kernel.as_ptr()) };
         self.assert_done(found, kernel);
-        let mut pointers: Vec<*mut c_void> = arguments.iter().map(Argument::address).collect();
-        let [x, y] = grid.map(|size| size as c_uint);
-        // SAFETY: the caller's promise; `pointers` lead to `arguments`, which the driver copies before it returns.
+        // SAFETY: the caller's promise; the driver copies what `arguments` lead to before it returns.
         let done = unsafe {
             (self.launch)(
                 function,
                 x,
                 y,
                 1,
-                threads as c_uint,
+                threads,
                 1,
                 1,
                 0,
                 current_stream(),
-                pointers.as_mut_ptr(),
+                arguments.as_mut_ptr(),
                 null_mut(),
             )
         };

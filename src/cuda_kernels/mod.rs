@@ -7,7 +7,7 @@ mod driver;
 #[cfg(test)]
 pub(crate) mod twin;
 
-use std::ffi::{CStr, c_void};
+use std::ffi::{CStr, c_uint, c_void};
 
 use tch::{Device, Kind, Tensor};
 
@@ -287,14 +287,16 @@ impl Kernels {
     }
 
     /// # Safety
-    /// [`Module::launch`]'s.
+    /// [`Module::launch`]'s, of what `arguments` are.
     unsafe fn launch(&self, kernel: &CStr, grid: [usize; 2], threads: usize, arguments: &[Argument]) {
+        let mut arguments: Vec<*mut c_void> = arguments.iter().map(Argument::address).collect();
+        let (grid, threads) = (grid.map(|size| size as c_uint), threads as c_uint);
         match &self.target {
             // SAFETY: the caller's promise.
-            Target::Gpu(module) => unsafe { module.launch(kernel, grid, threads, arguments) },
+            Target::Gpu(module) => unsafe { module.launch(kernel, grid, threads, &mut arguments) },
             #[cfg(test)]
             // SAFETY: the caller's promise.
-            Target::Twin(twin) => unsafe { twin.launch(kernel, grid, threads, arguments) },
+            Target::Twin(twin) => unsafe { twin.launch(kernel, grid, threads, &mut arguments) },
         }
     }
 }

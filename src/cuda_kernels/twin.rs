@@ -7,7 +7,7 @@ use std::sync::{Mutex, PoisonError};
 
 use tch::Kind;
 
-use super::{Argument, KERNELS, Kernels, Target, defines};
+use super::{KERNELS, Kernels, Target, defines};
 
 /// As many as make the parts of the full softmax uneven.
 pub(super) const MULTIPROCESSORS: usize = 3;
@@ -79,15 +79,13 @@ impl Twin {
     pub(super) unsafe fn launch(
         &self,
         kernel: &CStr,
-        grid: [usize; 2],
-        threads: usize,
-        arguments: &[Argument],
+        [x, y]: [c_uint; 2],
+        threads: c_uint,
+        arguments: &mut [*mut c_void],
     ) {
         let _running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut pointers: Vec<*mut c_void> = arguments.iter().map(Argument::address).collect();
-        let [x, y] = grid.map(|size| size as c_uint);
         // SAFETY: the caller's promise; one launch at a time.
-        let known = unsafe { (self.launch)(kernel.as_ptr(), x, y, threads as c_uint, pointers.as_mut_ptr()) };
+        let known = unsafe { (self.launch)(kernel.as_ptr(), x, y, threads, arguments.as_mut_ptr()) };
         assert!(known, "{} is one of the kernels", kernel.to_string_lossy());
     }
 }

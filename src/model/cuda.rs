@@ -208,20 +208,16 @@ pub(crate) fn mapped(name: &str) -> Option<PathBuf> {
 /// The loader's words.
 pub(crate) fn open(library: &Path) -> Result<NonNull<c_void>, String> {
     let path = CString::new(library.as_os_str().as_bytes()).map_err(|_| "its name holds a NUL".to_owned())?;
-    // SAFETY: the path is a C string. The library's initialisers run: it is NVIDIA's driver or a libtorch of our version,
-    // which the user installed as such.
+    // SAFETY: the path is a C string. The library's initialisers run: it is NVIDIA's driver or NVRTC, a libtorch of our
+    // version, or graph.cpp compiled, which the user installed as such.
     let handle = unsafe { libc::dlopen(path.as_ptr(), libc::RTLD_NOW | libc::RTLD_GLOBAL) };
     if let Some(handle) = NonNull::new(handle) {
         return Ok(handle);
     }
-    Err(said_by_the_loader())
-}
-
-/// Why the loader just refused.
-fn said_by_the_loader() -> String {
     // SAFETY: after a failure the loader returns a C string that is valid until this thread's next call, or null.
     let said = unsafe { libc::dlerror().as_ref().map(|said| CStr::from_ptr(said)) };
-    said.map_or_else(|| "the loader does not say why".to_owned(), |said| said.to_string_lossy().into_owned())
+    Err(said
+        .map_or_else(|| "the loader does not say why".to_owned(), |said| said.to_string_lossy().into_owned()))
 }
 
 #[cfg(test)]

@@ -5,15 +5,14 @@
 //! a checksum of the source, and it is loaded here. Looked for beside the `libtorch_cuda.so` in use, then in the cache.
 
 use std::cell::Cell;
-use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::ffi::{CStr, c_char, c_int, c_void};
 use std::mem::transmute;
-use std::os::unix::ffi::OsStrExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::ptr::null_mut;
 use std::sync::OnceLock;
 
-use super::{LIBRARY, VERSION, cache, mapped, said_by_the_loader};
+use super::{LIBRARY, VERSION, cache, mapped, open};
 
 const SOURCE: &[u8] = include_bytes!("graph.cpp");
 
@@ -166,15 +165,10 @@ fn load(folders: &[PathBuf]) -> Result<Shim, String> {
         format!("{name} is in none of: {}; scripts/libtorch.py --cuda compiles it", folders.join(", "))
     })?;
     let unusable = |said: String| format!("{} cannot be used: {said}", path.display());
-    let file = CString::new(path.as_os_str().as_bytes()).map_err(|e| unusable(e.to_string()))?;
-    // SAFETY: the path is a C string. The library has no initialisers but C++'s own; it was compiled of our source.
-    let library = unsafe { libc::dlopen(file.as_ptr(), libc::RTLD_NOW | libc::RTLD_LOCAL) };
-    if library.is_null() {
-        return Err(unusable(said_by_the_loader()));
-    }
+    let library = open(&path).map_err(unusable)?;
     let function = |name: &CStr| {
         // SAFETY: the library is open, and never closed; the name is a C string.
-        let found = unsafe { libc::dlsym(library, name.as_ptr()) };
+        let found = unsafe { libc::dlsym(library.as_ptr(), name.as_ptr()) };
         if found.is_null() { Err(unusable(format!("it has no {name:?}"))) } else { Ok(found) }
     };
     let (leave, begin) =
