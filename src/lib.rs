@@ -27,6 +27,7 @@ pub mod pickle;
 pub mod report;
 pub mod rng;
 pub mod serve;
+mod simd;
 pub mod train;
 
 pub use error::{Error, Result};

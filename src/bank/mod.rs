@@ -3,16 +3,15 @@
 //!
 //! Shapes: B batch, N images, D embedding width, K negatives. Matrices are flat slices, row by row.
 
-mod aligned;
 pub mod device;
 pub(crate) mod kernels;
 pub mod noise;
 
-pub(crate) use aligned::Aligned;
 pub use device::{Bank, DeviceBank, DrawNumber};
 pub use noise::{AliasTable, Negatives, Noise, draw_negatives};
 
 use crate::rng::{self, Purpose};
+use crate::simd::Aligned;
 use rand::Rng;
 
 /// The rows `[N, D]`, one per training image: sample index = row, always.

@@ -4,9 +4,9 @@
 //! The negatives of row b at step t come from their own random stream, so neither the number of threads nor the
 //! order of work can change them.
 
-use super::kernels::LANES;
 use crate::error::{Error, Result};
 use crate::rng::{self, Purpose};
+use crate::simd::LANES;
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;

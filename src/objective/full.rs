@@ -5,9 +5,10 @@
 //! bank there are only some B·D numbers for each span and a B × 128 tile of scores for each thread.
 
 use super::{LossAndGradient, Problem, RowLoss};
+use crate::bank::MemoryBank;
 use crate::bank::kernels::tile::{GROUP, Left, Panel, STRIP, TILE, Transposed, padded, product};
-use crate::bank::kernels::{Kernel, LANES, Simd};
-use crate::bank::{Aligned, MemoryBank};
+use crate::simd::Aligned;
+use crate::simd::{Kernel, LANES, Simd};
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -201,7 +202,7 @@ impl Span<'_> {
 mod tests {
     use super::super::testing::*;
     use super::*;
-    use crate::bank::kernels::Isa;
+    use crate::simd::Isa;
 
     fn naive(case: &Case, t: f64, excluded: &[u32]) -> (f64, Vec<f64>) {
         let batch = case.indices.len();

@@ -4,7 +4,7 @@
 use super::Problem;
 use crate::bank::Negatives;
 use crate::bank::kernels::rows::{accumulate16, dot16};
-use crate::bank::kernels::{Kernel, LANES, Simd, prefetch};
+use crate::simd::{Kernel, LANES, Simd, prefetch};
 
 /// Decides what sixteen scores mean.
 pub(super) trait Visitor: Send {

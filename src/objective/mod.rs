@@ -21,8 +21,8 @@ pub mod softmax;
 pub use normalizer::{Entries, Normalizer, NormalizerMode};
 
 use crate::bank::MemoryBank;
-use crate::bank::kernels::Isa;
 use crate::bank::kernels::rows::Dot;
+use crate::simd::Isa;
 
 /// A loss, the mean over the batch, and what training wants to know along with it.
 #[derive(Clone, Debug, PartialEq)]

@@ -2,8 +2,8 @@
 
 use super::gather::{Gather, Visitor};
 use super::{LossAndGradient, Problem, RowLoss};
-use crate::bank::kernels::{LANES, Simd};
 use crate::bank::{MemoryBank, Negatives, Noise};
+use crate::simd::{LANES, Simd};
 use rayon::prelude::*;
 
 /// Keeps the published quotients away from 0/0.
@@ -185,7 +185,7 @@ mod tests {
     use super::super::testing::*;
     use super::*;
     use crate::bank::AliasTable;
-    use crate::bank::kernels::Isa;
+    use crate::simd::Isa;
 
     /// The published formula as it stands, in double precision, and its derivative by every similarity.
     fn naive(case: &Case, k: usize, t: f64, z: f64, q: &dyn Fn(u32) -> f64) -> (f64, Vec<f64>) {

@@ -3,8 +3,8 @@
 
 use super::Problem;
 use super::gather::{Gather, Visitor};
-use crate::bank::kernels::{LANES, Simd};
 use crate::bank::{MemoryBank, Negatives, Noise};
+use crate::simd::{LANES, Simd};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 

@@ -3,8 +3,8 @@
 
 use super::gather::{Gather, Visitor};
 use super::{LossAndGradient, Problem, RowLoss};
-use crate::bank::kernels::{LANES, Simd};
 use crate::bank::{MemoryBank, Negatives};
+use crate::simd::{LANES, Simd};
 use rayon::prelude::*;
 
 pub use super::full::full;
@@ -96,7 +96,7 @@ impl Visitor for Candidates {
 mod tests {
     use super::super::testing::*;
     use super::*;
-    use crate::bank::kernels::Isa;
+    use crate::simd::Isa;
 
     fn naive(case: &Case, k: usize, t: f64) -> (f64, Vec<f64>) {
         let batch = case.indices.len();

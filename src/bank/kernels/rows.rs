@@ -1,6 +1,6 @@
 //! Products of one vector with scattered rows, any width; widths that are multiples of 16 are the fast case.
 
-use super::{Kernel, LANES, Simd};
+use crate::simd::{Kernel, LANES, Simd};
 
 /// `a · b`.
 #[inline(always)]
@@ -8,7 +8,7 @@ pub(crate) fn dot<S: Simd>(simd: S, a: &[f32], b: &[f32]) -> f32 {
     dot4(simd, a, [b; 4])[0]
 }
 
-/// [`dot`] by itself, for an [`Isa`](super::Isa) to run.
+/// [`dot`] by itself, for an [`Isa`](crate::simd::Isa) to run.
 pub(crate) struct Dot<'a>(pub &'a [f32], pub &'a [f32]);
 
 impl Kernel for Dot<'_> {
@@ -106,9 +106,9 @@ pub(crate) fn accumulate16<S: Simd>(
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Isa, Kernel};
     use super::*;
     use crate::rng::{Purpose, stream};
+    use crate::simd::{Isa, Kernel};
     use rand::RngExt;
 
     struct Both<'a>(&'a [f32], &'a [&'a [f32]; LANES], &'a [f32; LANES], Vec<f32>);

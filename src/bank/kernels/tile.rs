@@ -1,8 +1,8 @@
 //! Dense products of a block of queries with a tile of bank rows: what full softmax and nearest neighbours are
 //! made of. A tile is used for all queries while it is in the cache.
 
-use super::{LANES, Simd};
-use crate::bank::aligned::Aligned;
+use crate::simd::Aligned;
+use crate::simd::{LANES, Simd};
 
 /// Rows of a tile: scores of 256 queries, the tile and its transpose stay within a core's second-level cache.
 pub(crate) const TILE: usize = 128;
@@ -186,9 +186,9 @@ impl Transposed {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Isa, Kernel};
     use super::*;
     use crate::rng::{Purpose, stream};
+    use crate::simd::{Isa, Kernel};
     use rand::RngExt;
 
     /// Scores of all queries, then `scores·tile` added to ones.

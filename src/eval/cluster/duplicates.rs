@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use rayon::prelude::*;
 
 use crate::bank::kernels::tile::{Left, TILE, Transposed, padded, product};
-use crate::bank::kernels::{Isa, Kernel, LANES, Simd};
+use crate::simd::{Isa, Kernel, LANES, Simd};
 
 /// Rows compared with a tile at once.
 const BLOCK: usize = 256;

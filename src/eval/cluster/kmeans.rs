@@ -9,9 +9,9 @@ use rand::{Rng, RngExt};
 use rayon::prelude::*;
 
 use crate::bank::kernels::rows::dot16;
-use crate::bank::kernels::{Isa, Kernel, LANES, Simd};
 use crate::eval::knn::{self, SearchOptions};
 use crate::rng::{Purpose, stream};
+use crate::simd::{Isa, Kernel, LANES, Simd};
 
 /// Rows that are assigned at once, which bounds what the search keeps.
 const ASSIGNED_ROWS: usize = 1 << 16;

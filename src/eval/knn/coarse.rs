@@ -9,7 +9,7 @@ use rayon::prelude::*;
 
 use super::search::{Best, Neighbors, SearchOptions, index_of, key, nearest, similarity_of};
 use crate::bank::kernels::rows::Dot;
-use crate::bank::kernels::{Isa, Kernel, Simd};
+use crate::simd::{Isa, Kernel, Simd};
 
 /// Levels of a row's numbers on either side of 0: what 8 bits hold.
 const ROW_LEVELS: f32 = 127.0;

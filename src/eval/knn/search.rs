@@ -3,7 +3,7 @@
 
 use crate::bank::kernels::rows::dot16;
 use crate::bank::kernels::tile::{Left, TILE, Transposed, padded, product};
-use crate::bank::kernels::{Isa, Kernel, LANES, Simd};
+use crate::simd::{Isa, Kernel, LANES, Simd};
 use rayon::prelude::*;
 use std::ops::Range;
 

@@ -4,12 +4,12 @@
 //! AVX-512, AVX2 and plain Rust (which on aarch64 becomes NEON) and picks at run time. All paths agree to
 //! rounding, not to the bit: they group and fuse additions differently.
 
+mod aligned;
 mod portable;
-pub(crate) mod rows;
-pub(crate) mod tile;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
+pub(crate) use aligned::Aligned;
 pub(crate) use portable::Portable;
 
 /// Numbers in a vector.
