@@ -1,5 +1,6 @@
 //! Lets the built programs find libtorch from any folder: its library folder becomes part of their rpath.
-//! Also tells the tests for which target they were built, and the program with which libtorch.
+//! Compiles the little that `tch` leaves out of libtorch. Also tells the tests for which target they were built, and the
+//! program with which libtorch.
 
 use std::path::Path;
 
@@ -14,8 +15,26 @@ fn main() {
     if let Ok(libtorch) = std::env::var("LIBTORCH") {
         let lib = Path::new(&libtorch).join("lib");
         println!("cargo:rustc-link-arg=-Wl,-rpath,{}", lib.display());
+        compile_autograd(Path::new(&libtorch));
     }
     println!("cargo:rustc-env=LIBTORCH_VERSION={}", libtorch_version().unwrap_or("unknown".into()));
+}
+
+/// src/model/autograd.cpp, against libtorch's headers.
+fn compile_autograd(libtorch: &Path) {
+    let source = "src/model/autograd.cpp";
+    println!("cargo:rerun-if-changed={source}");
+    let include = libtorch.join("include");
+    cc::Build::new()
+        .cpp(true)
+        .std("c++17")
+        .opt_level(2)
+        .debug(false)
+        .warnings(false)
+        .include(include.join("torch/csrc/api/include"))
+        .include(include)
+        .file(source)
+        .compile("lemniscate_autograd");
 }
 
 /// `2.11.0`, from libtorch's own header.

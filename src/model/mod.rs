@@ -6,6 +6,7 @@
 //!
 //! Shapes: B batch, H×W image size, D embedding width.
 
+mod autograd;
 pub mod config;
 pub mod convert;
 pub mod cost;
@@ -17,7 +18,9 @@ pub mod parameters;
 pub mod precision;
 mod resnet;
 pub mod tf32;
+mod threads;
 pub mod upload;
+pub mod winograd;
 
 pub use config::{Arch, EncoderConfig, Family, Head};
 pub use convert::{from_slice_nhwc, to_vec_f32};

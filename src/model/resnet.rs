@@ -8,6 +8,7 @@ use super::config::{EncoderConfig, Family, Head};
 use super::encoder::Mode;
 use super::init::Initialiser;
 use super::precision::Precision;
+use super::winograd;
 
 /// PyTorch's BatchNorm: weight of the newest batch in the running statistics, and the variance's guard.
 const NORM_MOMENTUM: f64 = 0.1;
@@ -195,8 +196,11 @@ impl ConvNorm {
             true => (&every(self.stride, input), 1),
             false => (input, self.stride),
         };
-        let maps =
-            input.conv2d(&kernel, None::<Tensor>, [stride, stride], [self.padding, self.padding], [1, 1], 1);
+        let maps = if winograd::takes(input, &kernel, stride) {
+            winograd::convolution(input, &kernel)
+        } else {
+            input.conv2d(&kernel, None::<Tensor>, [stride, stride], [self.padding, self.padding], [1, 1], 1)
+        };
         let training = pass.mode == Mode::Train;
         if training {
             let channels = self.weight.numel();

@@ -1,0 +1,68 @@
+//! fp32 feature maps on the CPU as plain numbers: what our own kernels work on.
+
+use tch::{Device, Kind, Tensor};
+
+use crate::simd::LANES;
+
+/// Sixteen numbers next to each other: of one pixel, or of one pair of places in a convolution's weights.
+pub(super) type Chunk = [f32; LANES];
+
+/// Whether [`ChannelsLast`] can be made of `tensor`, `[N, C, H, W]`: fp32 on the CPU, channels in sixteens, not empty.
+pub(super) fn fits(tensor: &Tensor) -> bool {
+    tensor.device() == Device::Cpu
+        && tensor.kind() == Kind::Float
+        && tensor.numel() > 0
+        && tensor.size4().is_ok_and(|(_, channels, ..)| channels % LANES as i64 == 0)
+}
+
+/// A tensor `[N, C, H, W]` that [`fits`], its memory `[N, H, W, C]` without gaps.
+pub(super) struct ChannelsLast {
+    /// `[N, H, W, C]`, contiguous, without a graph.
+    memory: Tensor,
+    /// N, C, H, W.
+    pub size: [i64; 4],
+}
+
+impl ChannelsLast {
+    /// The same numbers; copied only if they lie in another order.
+    ///
+    /// # Panics
+    /// If `tensor` does not [fit](fits).
+    pub fn of(tensor: &Tensor) -> Self {
+        assert!(fits(tensor), "fp32 maps on the CPU, channels in sixteens, found {tensor:?}");
+        let (n, c, h, w) = tensor.size4().expect("four axes");
+        let memory = tensor.detach().permute([0, 2, 3, 1]).contiguous();
+        ChannelsLast { memory, size: [n, c, h, w] }
+    }
+
+    /// Memory for `[N, C, H, W]`, with anything in it.
+    pub fn empty(size: [i64; 4]) -> Self {
+        let [n, c, h, w] = size;
+        assert!(c % LANES as i64 == 0, "channels in sixteens, found {c}");
+        ChannelsLast { memory: Tensor::empty([n, h, w, c], (Kind::Float, Device::Cpu)), size }
+    }
+
+    /// The tensor, `[N, C, H, W]`, its memory as it is.
+    pub fn into_tensor(self) -> Tensor {
+        self.memory.permute([0, 3, 1, 2])
+    }
+
+    /// Chunks of channels of one pixel.
+    pub fn chunks_per_pixel(&self) -> usize {
+        self.size[1] as usize / LANES
+    }
+
+    /// All numbers, pixel by pixel.
+    pub fn chunks(&self) -> &[Chunk] {
+        // SAFETY: fp32 numbers on the CPU without gaps, a multiple of sixteen (`of`, `empty`); nothing changes them while
+        // `self` is borrowed: what a network computes is written once.
+        unsafe { std::slice::from_raw_parts(self.memory.data_ptr().cast(), self.memory.numel() / LANES) }
+    }
+
+    /// All numbers of memory that [`empty`](Self::empty) made.
+    pub fn chunks_mut(&mut self) -> &mut [Chunk] {
+        // SAFETY: as above. `of` may share its memory, but only what `empty` made is ever borrowed like this, and that
+        // has no other owner before `into_tensor`.
+        unsafe { std::slice::from_raw_parts_mut(self.memory.data_ptr().cast(), self.memory.numel() / LANES) }
+    }
+}

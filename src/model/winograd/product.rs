@@ -1,0 +1,89 @@
+//! The products between the transforms: small dense matrices whose operands the transforms have laid out for them.
+
+use crate::simd::{LANES, Simd};
+
+type Chunk = [f32; LANES];
+
+/// `out[t] = Σ_c left[t, c]·right[c]` for the tiles `t` of `out`, one vector of outputs each.
+///
+/// `left` has its channels in chunks of sixteen, `step` chunks from one to the next, each with a chunk for every tile; `right`
+/// has a vector for every channel.
+#[inline(always)]
+pub(super) fn channels<S: Simd>(simd: S, left: &[Chunk], step: usize, right: &[Chunk], out: &mut [Chunk]) {
+    let mut at = 0;
+    macro_rules! while_there_are {
+        ($rows:literal) => {
+            while out.len() - at >= $rows {
+                let sums = channels_of_rows::<S, $rows>(simd, &left[at..], step, right);
+                for (sum, out) in sums.into_iter().zip(&mut out[at..]) {
+                    simd.store(sum, out);
+                }
+                at += $rows;
+            }
+        };
+    }
+    if S::WIDE {
+        while_there_are!(12);
+    }
+    while_there_are!(6);
+    while_there_are!(4);
+    while_there_are!(2);
+    while_there_are!(1);
+}
+
+#[inline(always)]
+fn channels_of_rows<S: Simd, const ROWS: usize>(
+    simd: S,
+    left: &[Chunk],
+    step: usize,
+    right: &[Chunk],
+) -> [S::V; ROWS] {
+    let mut sums = [simd.splat(0.0); ROWS];
+    let (right, _) = right.as_chunks::<LANES>();
+    for (index, right) in right.iter().enumerate() {
+        let left: &[Chunk; ROWS] = left[index * step..].first_chunk().expect("a chunk for every tile");
+        for (channel, right) in right.iter().enumerate() {
+            let right = simd.load(right);
+            for row in 0..ROWS {
+                sums[row] = simd.mul_add(simd.splat(left[row][channel]), right, sums[row]);
+            }
+        }
+    }
+    sums
+}
+
+/// `out[k] += Σ_t left[t][k]·right[t]` for sixteen `k`: a block of the gradient of the weights' factors.
+#[inline(always)]
+pub(super) fn tiles<S: Simd>(simd: S, left: &[Chunk], right: &[Chunk], out: &mut [Chunk; LANES]) {
+    macro_rules! rows {
+        ($from:literal, $count:literal) => {
+            tiles_of_rows::<S, $from, $count>(simd, left, right, out)
+        };
+    }
+    if S::WIDE {
+        rows!(0, 16);
+    } else {
+        rows!(0, 6);
+        rows!(6, 5);
+        rows!(11, 5);
+    }
+}
+
+#[inline(always)]
+fn tiles_of_rows<S: Simd, const FROM: usize, const ROWS: usize>(
+    simd: S,
+    left: &[Chunk],
+    right: &[Chunk],
+    out: &mut [Chunk; LANES],
+) {
+    let mut sums: [S::V; ROWS] = std::array::from_fn(|row| simd.load(&out[FROM + row]));
+    for (left, right) in left.iter().zip(right) {
+        let right = simd.load(right);
+        for row in 0..ROWS {
+            sums[row] = simd.mul_add(simd.splat(left[FROM + row]), right, sums[row]);
+        }
+    }
+    for row in 0..ROWS {
+        simd.store(sums[row], &mut out[FROM + row]);
+    }
+}

@@ -1,0 +1,98 @@
+use super::*;
+use crate::model::to_vec_f32;
+
+/// Output and gradients of maps and weights of `convolution`, for one fixed gradient of the output.
+fn passes(maps: &Tensor, weights: &Tensor, convolution: impl Fn(&Tensor, &Tensor) -> Tensor) -> [Tensor; 3] {
+    let [x, w] = [maps, weights].map(|tensor| tensor.detach().set_requires_grad(true));
+    let out = convolution(&x, &w);
+    let seed = (Tensor::arange(out.numel() as i64, (Kind::Double, Device::Cpu)) * 0.7).sin();
+    let seed = seed.to_kind(Kind::Float).to_kind(out.kind()).view_as(&out);
+    let [dx, dw]: [Tensor; 2] =
+        Tensor::run_backward(&[(&out * seed).sum(out.kind())], &[&x, &w], false, false).try_into().unwrap();
+    [out.detach(), dx, dw]
+}
+
+fn random(size: &[i64], seed: i64) -> Tensor {
+    let count: i64 = size.iter().product();
+    let phase = Tensor::arange(count, (Kind::Double, Device::Cpu)) * 12.9898 + seed as f64;
+    ((phase.sin() * 43_758.545_3).frac() * 2.0 - 0.3).view(size).to_kind(Kind::Float)
+}
+
+/// Root mean square of the difference, relative to that of the exact values.
+fn error(found: &Tensor, exact: &Tensor) -> f64 {
+    let square = |t: Tensor| f64::try_from(t.square().mean(Kind::Double)).unwrap();
+    (square(found.to_kind(Kind::Double) - exact) / square(exact.shallow_clone())).sqrt()
+}
+
+#[test]
+fn outputs_and_gradients_equal_a_direct_convolution_on_every_path() {
+    // B, C, K, H, W: whole tiles, cut ones, one pixel, more rows of tiles than are worked on together, wide ones.
+    let cases = [
+        [2, 16, 32, 8, 8],
+        [3, 32, 16, 7, 5],
+        [1, 16, 16, 1, 1],
+        [2, 16, 16, 2, 9],
+        [40, 16, 16, 13, 12],
+        [1, 16, 48, 3, 300],
+        [5, 128, 16, 4, 4],
+    ];
+    for isa in Isa::available() {
+        for [b, c, k, h, w] in cases {
+            let maps = random(&[b, c, h, w], 1);
+            let weights = random(&[k, c, 3, 3], 2) / ((9 * c) as f64).sqrt();
+            let conv = |x: &Tensor, w: &Tensor| x.conv2d(w, None::<Tensor>, 1, 1, 1, 1);
+            let double = |t: &Tensor| t.to_kind(Kind::Double);
+            let exact = passes(&double(&maps), &double(&weights), conv);
+            let direct = passes(&maps, &weights, conv);
+            let found = passes(&maps, &weights, |x, w| convolution_with(isa, x, w));
+            for ((found, exact), direct) in found.iter().zip(&exact).zip(&direct) {
+                assert_eq!(found.size(), exact.size());
+                let (ours, libtorch) = (error(found, exact), error(direct, exact));
+                assert!(ours < 3e-6, "{isa:?} {:?}: off by {ours:e}, libtorch {libtorch:e}", [b, c, k, h, w]);
+            }
+        }
+    }
+}
+
+#[test]
+fn the_number_of_threads_changes_no_bit() {
+    let (maps, weights) = (random(&[9, 32, 10, 11], 1), random(&[16, 32, 3, 3], 2));
+    let with = |threads| {
+        tch::set_num_threads(threads);
+        passes(&maps, &weights, convolution).map(|tensor| to_vec_f32(&tensor))
+    };
+    let before = tch::get_num_threads();
+    let (one, three) = (with(1), with(3));
+    tch::set_num_threads(before);
+    assert_eq!(one, three);
+}
+
+#[test]
+fn maps_in_any_order_of_memory_give_the_same_bits() {
+    let (maps, weights) = (random(&[2, 16, 6, 6], 1), random(&[32, 16, 3, 3], 2));
+    let last = maps.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2]);
+    let bits = |maps: &Tensor| passes(maps, &weights, convolution).map(|tensor| to_vec_f32(&tensor));
+    assert_eq!(bits(&maps), bits(&last));
+}
+
+#[test]
+fn only_gradients_that_are_asked_for_are_computed_and_none_without_a_graph() {
+    let (maps, weights) = (random(&[1, 16, 5, 5], 1), random(&[16, 16, 3, 3], 2).set_requires_grad(true));
+    let out = convolution(&maps, &weights);
+    assert!(out.requires_grad());
+    out.sum(Kind::Float).backward();
+    assert!(weights.grad().defined() && !maps.grad().defined());
+    assert!(!no_grad(|| convolution(&maps, &weights)).requires_grad());
+}
+
+#[test]
+fn a_value_that_is_not_finite_is_not_lost() {
+    let weights = random(&[16, 16, 3, 3], 2);
+    for value in [f64::NAN, f64::INFINITY] {
+        let maps = random(&[1, 16, 6, 6], 1);
+        let _ = maps.narrow(2, 3, 1).narrow(3, 2, 1).fill_(value);
+        let out = convolution(&maps, &weights);
+        let near = out.narrow(2, 2, 3).narrow(3, 1, 3);
+        assert!(to_vec_f32(&near).iter().all(|value| !value.is_finite()));
+    }
+}
