@@ -1,8 +1,9 @@
 """The PyTorch side of benches/side_by_side.py: instance discrimination as a PyTorch user would write it.
 
 Trains a CIFAR ResNet-18 for a few steps on a folder of CIFAR binary files and prints one JSON object: images per
-second end to end and the median milliseconds of each part of a step. --mode classic is fp32, NCHW; --mode modern
-is bfloat16 autocast, channels-last. Both load with DataLoader workers and PIL transforms.
+second end to end and the median milliseconds of each part of a step. --mode classic is fp32, NCHW; --mode last is fp32,
+channels-last; --mode modern is bfloat16 autocast, channels-last. All load with DataLoader workers and PIL transforms;
+--compile compiles the network first (which needs a C++ compiler).
 """
 import argparse
 import glob
@@ -21,7 +22,8 @@ from PIL import Image
 
 parser = argparse.ArgumentParser()
 parser.add_argument("data", help="folder with data_batch_*.bin")
-parser.add_argument("--mode", choices=["classic", "modern"], default="modern")
+parser.add_argument("--mode", choices=["classic", "last", "modern"], default="modern")
+parser.add_argument("--compile", action="store_true")
 parser.add_argument("--n-negatives", type=int, default=4096)
 parser.add_argument("--batch-size", type=int, default=128)
 parser.add_argument("--workers", type=int, default=2)
@@ -54,9 +56,10 @@ loader = torch.utils.data.DataLoader(data, args.batch_size, shuffle=True, num_wo
                                      persistent_workers=args.workers > 0)
 net = torchvision.models.resnet18(num_classes=DIM)
 net.conv1, net.maxpool = nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.Identity()
-modern = args.mode == "modern"
-if modern:
+modern, last = args.mode == "modern", args.mode != "classic"
+if last:
     net = net.to(memory_format=torch.channels_last)
+forward = torch.compile(net) if args.compile else net
 optimizer = torch.optim.SGD(net.parameters(), 0.03, momentum=0.9, weight_decay=5e-4)
 n = len(data)
 bank = F.normalize(torch.randn(n, DIM))
@@ -64,10 +67,10 @@ normalizer = None
 
 
 def embed(images):
-    if modern:
+    if last:
         images = images.contiguous(memory_format=torch.channels_last)
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=modern):
-        out = net(images)
+        out = forward(images)
     return F.normalize(out.float())
 
 

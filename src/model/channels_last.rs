@@ -35,18 +35,6 @@ impl ChannelsLast {
         ChannelsLast { memory, size: [n, c, h, w] }
     }
 
-    /// Memory for `[N, C, H, W]`, with anything in it.
-    pub fn empty(size: [i64; 4]) -> Self {
-        let [n, c, h, w] = size;
-        assert!(c % LANES as i64 == 0, "channels in sixteens, found {c}");
-        ChannelsLast { memory: Tensor::empty([n, h, w, c], (Kind::Float, Device::Cpu)), size }
-    }
-
-    /// The tensor, `[N, C, H, W]`, its memory as it is.
-    pub fn into_tensor(self) -> Tensor {
-        self.memory.permute([0, 3, 1, 2])
-    }
-
     /// Chunks of channels of one pixel.
     pub fn chunks_per_pixel(&self) -> usize {
         self.size[1] as usize / LANES
@@ -58,11 +46,33 @@ impl ChannelsLast {
         // `self` is borrowed: what a network computes is written once.
         unsafe { std::slice::from_raw_parts(self.memory.data_ptr().cast(), self.memory.numel() / LANES) }
     }
+}
 
-    /// All numbers of memory that [`empty`](Self::empty) made.
+/// New memory for maps `[N, C, H, W]`, to be written once.
+pub(super) struct Fresh(ChannelsLast);
+
+impl Fresh {
+    /// With anything in it.
+    ///
+    /// # Panics
+    /// If the channels do not come in sixteens.
+    pub fn new(size: [i64; 4]) -> Self {
+        let [n, c, h, w] = size;
+        assert!(c % LANES as i64 == 0, "channels in sixteens, found {c}");
+        let memory = Tensor::empty([n, h, w, c], (Kind::Float, Device::Cpu));
+        Fresh(ChannelsLast { memory, size })
+    }
+
+    /// All numbers, pixel by pixel.
     pub fn chunks_mut(&mut self) -> &mut [Chunk] {
-        // SAFETY: as above. `of` may share its memory, but only what `empty` made is ever borrowed like this, and that
-        // has no other owner before `into_tensor`.
-        unsafe { std::slice::from_raw_parts_mut(self.memory.data_ptr().cast(), self.memory.numel() / LANES) }
+        let memory = &self.0.memory;
+        // SAFETY: as in `ChannelsLast::chunks`; nobody else has this memory before `into_tensor`.
+        unsafe { std::slice::from_raw_parts_mut(memory.data_ptr().cast(), memory.numel() / LANES) }
+    }
+
+    /// The tensor, `[N, C, H, W]`, its memory as it is.
+    pub fn into_tensor(self) -> Tensor {
+        // Not as a view: those of one mode of the graph may not be written in the other.
+        self.0.memory.permute([0, 3, 1, 2]).detach()
     }
 }

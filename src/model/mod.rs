@@ -7,6 +7,7 @@
 //! Shapes: B batch, H×W image size, D embedding width.
 
 mod autograd;
+mod channels_last;
 pub mod config;
 pub mod convert;
 pub mod cost;
@@ -14,6 +15,7 @@ pub mod cuda;
 pub mod device;
 pub mod encoder;
 mod init;
+mod norm;
 pub mod parameters;
 pub mod precision;
 mod resnet;

@@ -7,6 +7,7 @@ use tch::{Kind, Tensor};
 use super::config::{EncoderConfig, Family, Head};
 use super::encoder::Mode;
 use super::init::Initialiser;
+use super::norm::{self, Norm, Then};
 use super::precision::Precision;
 use super::winograd;
 
@@ -70,7 +71,7 @@ impl ResNet {
     /// The four stages' outputs in turn, `[B, C, H, W]` in the pass's precision, for `images` `[B, 3, H, W]`;
     /// each is shown to `visit` and then only the next stage keeps it.
     pub fn trunk(&self, images: &Tensor, pass: Pass, mut visit: impl FnMut(usize, &Tensor)) -> Tensor {
-        let mut maps = self.stem.forward(&images.to_kind(pass.precision.kind()), pass).relu_();
+        let mut maps = self.stem.forward(&images.to_kind(pass.precision.kind()), pass, Then::Relu);
         if self.max_pool {
             maps = maps.max_pool2d([3, 3], [2, 2], [1, 1], [1, 1], false);
         }
@@ -139,15 +140,14 @@ impl Block {
         let (last, inner) = self.layers.split_last().expect("a block has layers");
         let mut maps = input.shallow_clone();
         for layer in inner {
-            // In place: BatchNorm's gradient needs its input, not its output.
-            maps = layer.forward(&maps, pass).relu_();
+            maps = layer.forward(&maps, pass, Then::Relu);
         }
-        let mut sum = last.forward(&maps, pass);
         match &self.projection {
-            Some(projection) => sum.g_add_(&projection.forward(input, pass)),
-            None => sum.g_add_(input),
+            Some(projection) => {
+                last.forward(&maps, pass, Then::AddRelu(&projection.forward(input, pass, Then::Stop)))
+            }
+            None => last.forward(&maps, pass, Then::AddRelu(input)),
         }
-        .relu_()
     }
 }
 
@@ -188,7 +188,7 @@ impl ConvNorm {
         }
     }
 
-    fn forward(&self, input: &Tensor, pass: Pass) -> Tensor {
+    fn forward(&self, input: &Tensor, pass: Pass, then: Then) -> Tensor {
         // The cast is part of the graph: gradients arrive at the fp32 master. It keeps channels-last memory.
         let kernel = self.kernel.to_kind(pass.precision.kind());
         let narrow = kernel.size()[1] < ONEDNN_BLOCK && self.padding == 0 && self.stride > 1;
@@ -211,9 +211,21 @@ impl ConvNorm {
             );
             let _ = self.num_batches_tracked.shallow_clone().g_add_scalar_(1);
         }
+        if norm::takes(&maps) {
+            let norm = Norm {
+                weight: &self.weight,
+                bias: &self.bias,
+                running_mean: &self.running_mean,
+                running_var: &self.running_var,
+                momentum: NORM_MOMENTUM,
+                epsilon: NORM_EPSILON,
+            };
+            let normalise = if training { norm::train } else { norm::evaluate };
+            return normalise(&maps, norm, then);
+        }
         // Statistics and parameters are fp32 also where the maps are bf16. In training libtorch moves the
         // running statistics in place, with the unbiased variance.
-        maps.batch_norm(
+        let mut maps = maps.batch_norm(
             Some(&self.weight),
             Some(&self.bias),
             Some(&self.running_mean),
@@ -222,7 +234,13 @@ impl ConvNorm {
             NORM_MOMENTUM,
             NORM_EPSILON,
             true,
-        )
+        );
+        // In place: BatchNorm's gradient needs its input, not its output.
+        match then {
+            Then::Stop => maps,
+            Then::Relu => maps.relu_(),
+            Then::AddRelu(residual) => maps.g_add_(residual).relu_(),
+        }
     }
 }
 

@@ -9,24 +9,23 @@ mod product;
 mod scratch;
 mod transform;
 
-use tch::{Device, Kind, Tensor, no_grad};
+use tch::{Tensor, no_grad};
 
 use self::passes::{Weights, convolve, weight_gradient};
 use self::transform::Maps;
 use super::autograd::attach;
+use super::channels_last::{ChannelsLast, Fresh, fits};
 use crate::simd::{Isa, LANES};
 
 /// Whether [`convolution`] takes this one: fp32 on the CPU, 3×3, stride 1, channels in sixteens, and vector instructions that
 /// it was found to be faster with.
 pub fn takes(maps: &Tensor, weights: &Tensor, stride: i64) -> bool {
-    let sixteens = |channels: i64| channels > 0 && channels % LANES as i64 == 0;
     let shape = weights.size();
     stride == 1
         && shape[2..] == [3, 3]
-        && sixteens(shape[0])
-        && sixteens(shape[1])
-        && [maps, weights].iter().all(|t| t.device() == Device::Cpu && t.kind() == Kind::Float)
-        && maps.numel() > 0
+        && shape[0] % LANES as i64 == 0
+        && fits(maps)
+        && fits(weights)
         && !matches!(Isa::best(), Isa::Portable(_))
 }
 
@@ -38,24 +37,26 @@ pub fn convolution(maps: &Tensor, weights: &Tensor) -> Tensor {
 
 fn convolution_with(isa: Isa, maps: &Tensor, weights: &Tensor) -> Tensor {
     let (x, w) = no_grad(|| (ChannelsLast::of(maps), ChannelsLast::of(weights)));
+    let [images, _, height, width] = x.size;
+    let maps_of = move |channels| Fresh::new([images, channels, height, width]);
     let out = no_grad(|| {
-        let mut out = ChannelsLast::like(&x, w.size[0]);
-        convolve(isa, x.chunks(), x.maps(), &w.weights().forward(isa), out.chunks_mut());
+        let mut out = maps_of(w.size[0]);
+        convolve(isa, x.chunks(), shape(&x), &Weights::of(&w).forward(isa), out.chunks_mut());
         out.into_tensor()
     });
     attach(out, [maps, weights], move |gradient, [maps, weights]| {
         no_grad(|| {
             let gradient = ChannelsLast::of(gradient);
             let of_maps = maps.then(|| {
-                let mut out = ChannelsLast::like(&x, w.size[1]);
-                let factors = w.weights().backward(isa);
-                convolve(isa, gradient.chunks(), gradient.maps(), &factors, out.chunks_mut());
+                let mut out = maps_of(w.size[1]);
+                let factors = Weights::of(&w).backward(isa);
+                convolve(isa, gradient.chunks(), shape(&gradient), &factors, out.chunks_mut());
                 out.into_tensor()
             });
             let of_weights = weights.then(|| {
-                let mut out = ChannelsLast::empty(w.size);
-                let outputs = gradient.maps().chunks;
-                weight_gradient(isa, x.chunks(), x.maps(), gradient.chunks(), outputs, out.chunks_mut());
+                let mut out = Fresh::new(w.size);
+                let outputs = gradient.chunks_per_pixel();
+                weight_gradient(isa, x.chunks(), shape(&x), gradient.chunks(), outputs, out.chunks_mut());
                 out.into_tensor()
             });
             [of_maps, of_weights]
@@ -63,56 +64,10 @@ fn convolution_with(isa: Isa, maps: &Tensor, weights: &Tensor) -> Tensor {
     })
 }
 
-/// A tensor `[N, C, H, W]` whose memory is `[N, H, W, C]` without gaps, and whose numbers can be looked at.
-struct ChannelsLast {
-    /// `[N, H, W, C]`, contiguous, without a graph.
-    memory: Tensor,
-    /// N, C, H, W.
-    size: [i64; 4],
-}
-
-impl ChannelsLast {
-    /// The same numbers; copied only if they lie in another order.
-    fn of(tensor: &Tensor) -> Self {
-        let (n, c, h, w) = tensor.size4().expect("four axes");
-        let memory = tensor.detach().permute([0, 2, 3, 1]).contiguous();
-        ChannelsLast { memory, size: [n, c, h, w] }
-    }
-
-    fn empty([n, c, h, w]: [i64; 4]) -> Self {
-        ChannelsLast { memory: Tensor::empty([n, h, w, c], (Kind::Float, Device::Cpu)), size: [n, c, h, w] }
-    }
-
-    /// As many maps of the same size, with other channels.
-    fn like(other: &ChannelsLast, channels: i64) -> Self {
-        let [n, _, h, w] = other.size;
-        Self::empty([n, channels, h, w])
-    }
-
-    fn into_tensor(self) -> Tensor {
-        self.memory.permute([0, 3, 1, 2])
-    }
-
-    fn maps(&self) -> Maps {
-        let [n, c, h, w] = self.size.map(|size| size as usize);
-        Maps { batch: n, height: h, width: w, chunks: c / LANES }
-    }
-
-    fn weights(&self) -> Weights<'_> {
-        let [outputs, inputs, ..] = self.size.map(|size| size as usize / LANES);
-        Weights { values: self.chunks(), outputs, inputs }
-    }
-
-    fn chunks(&self) -> &[[f32; LANES]] {
-        // SAFETY: fp32 on the CPU without gaps (`takes`, `contiguous`), a multiple of sixteen numbers that nothing
-        // changes while `self` is borrowed: what the network computes is written once.
-        unsafe { std::slice::from_raw_parts(self.memory.data_ptr().cast(), self.memory.numel() / LANES) }
-    }
-
-    fn chunks_mut(&mut self) -> &mut [[f32; LANES]] {
-        // SAFETY: as above, and just made: nobody else has this memory.
-        unsafe { std::slice::from_raw_parts_mut(self.memory.data_ptr().cast(), self.memory.numel() / LANES) }
-    }
+/// `maps`, as the passes see them.
+fn shape(maps: &ChannelsLast) -> Maps {
+    let [batch, _, height, width] = maps.size.map(|size| size as usize);
+    Maps { batch, height, width, chunks: maps.chunks_per_pixel() }
 }
 
 #[cfg(test)]

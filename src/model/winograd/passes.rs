@@ -7,10 +7,9 @@ use super::transform::{
     Maps, OUTPUTS, POINTS, input_tile, kernel_gradient_tile, kernel_tile, load_square, output_gradient_tile,
     output_tile, store_square,
 };
+use crate::model::channels_last::{ChannelsLast, Chunk};
 use crate::model::threads::{self, share};
 use crate::simd::{Isa, Kernel, LANES, Simd};
-
-type Chunk = [f32; LANES];
 
 /// Tiles that are worked on together: so many that each factor of the weights is used often once it is in the nearest
 /// cache, and so few that the tiles' own factors stay in the next.
@@ -41,7 +40,12 @@ pub(super) struct Factors {
     to: usize,
 }
 
-impl Weights<'_> {
+impl<'a> Weights<'a> {
+    pub fn of(tensor: &'a ChannelsLast) -> Self {
+        let outputs = tensor.size[0] as usize / LANES;
+        Weights { values: tensor.chunks(), outputs, inputs: tensor.chunks_per_pixel() }
+    }
+
     /// The vector of sixteen inputs at `place` of 9 for output `output`.
     #[inline(always)]
     fn at(&self, output: usize, place: usize, inputs: usize) -> &Chunk {

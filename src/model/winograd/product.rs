@@ -1,8 +1,7 @@
 //! The products between the transforms: small dense matrices whose operands the transforms have laid out for them.
 
+use crate::model::channels_last::Chunk;
 use crate::simd::{LANES, Simd};
-
-type Chunk = [f32; LANES];
 
 /// `out[t] = Σ_c left[t, c]·right[c]` for the tiles `t` of `out`, one vector of outputs each.
 ///

@@ -3,9 +3,8 @@
 use std::cell::RefCell;
 use std::ops::{Deref, DerefMut};
 
+use crate::model::channels_last::Chunk;
 use crate::simd::{Aligned, LANES};
-
-type Chunk = [f32; LANES];
 
 thread_local! {
     /// What is not in use. There is never more than was in use at once.

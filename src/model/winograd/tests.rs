@@ -1,5 +1,6 @@
 use super::*;
 use crate::model::to_vec_f32;
+use tch::{Device, Kind};
 
 /// Output and gradients of maps and weights of `convolution`, for one fixed gradient of the output.
 fn passes(maps: &Tensor, weights: &Tensor, convolution: impl Fn(&Tensor, &Tensor) -> Tensor) -> [Tensor; 3] {

@@ -5,7 +5,8 @@
 //! six points, here 0, ±3/4, ±3/2 and infinity. With these the error is twice that of adding up products in their order, with
 //! Lavin and Gray's points (0, ±1, ±2) four times; and their squares and products are exact in binary.
 
-use crate::simd::{LANES, Simd};
+use crate::model::channels_last::Chunk;
+use crate::simd::Simd;
 
 /// Outputs along one side of a tile, and inputs that it needs.
 pub(super) const OUTPUTS: usize = 4;
@@ -154,11 +155,7 @@ both_axes!(
 
 /// A square of vectors that lie `step` chunks apart, row by row.
 #[inline(always)]
-pub(super) fn load_square<S: Simd, const N: usize>(
-    simd: S,
-    values: &[[f32; LANES]],
-    step: usize,
-) -> [[S::V; N]; N] {
+pub(super) fn load_square<S: Simd, const N: usize>(simd: S, values: &[Chunk], step: usize) -> [[S::V; N]; N] {
     let mut square = [[simd.splat(0.0); N]; N];
     for i in 0..N {
         for j in 0..N {
@@ -173,7 +170,7 @@ pub(super) fn load_square<S: Simd, const N: usize>(
 pub(super) fn store_square<S: Simd, const N: usize>(
     simd: S,
     square: [[S::V; N]; N],
-    values: &mut [[f32; LANES]],
+    values: &mut [Chunk],
     step: usize,
 ) {
     for i in 0..N {
@@ -226,7 +223,7 @@ impl Maps {
     pub fn load<S: Simd, const N: usize>(
         &self,
         simd: S,
-        maps: &[[f32; LANES]],
+        maps: &[Chunk],
         [image, chunk]: [usize; 2],
         [y, x]: [isize; 2],
     ) -> [[S::V; N]; N] {
