@@ -16,13 +16,10 @@ use std::path::Path;
 
 use image::metadata::Orientation;
 use image::{DynamicImage, GenericImageView, ImageDecoder, ImageFormat, ImageReader, Limits, RgbImage};
-use zune_jpeg::JpegDecoder;
-use zune_jpeg::zune_core::bytestream::ZCursor;
-use zune_jpeg::zune_core::colorspace::ColorSpace;
-use zune_jpeg::zune_core::options::DecoderOptions;
 
 use crate::error::{Error, Result};
 
+mod jpeg;
 mod webp;
 
 /// Longest side in pixels that is decoded (libjpeg's limit, too).
@@ -69,16 +66,33 @@ pub fn decode_bytes(bytes: &[u8], name: &str) -> Result<RgbImage> {
     decode_within(bytes, name, MAX_ALLOC)
 }
 
+/// [`decode_bytes`], of a JPEG perhaps without its lower rows: `rows` is told width and height, once, and answers how
+/// many rows are needed from the top. There are at least as many, and they are those of the whole image.
+///
+/// # Errors
+/// As [`decode_bytes`]; but what is wrong in rows that are not decoded goes unnoticed. A truncated file never does.
+pub fn decode_rows(
+    bytes: Cow<'_, [u8]>,
+    name: &str,
+    rows: &mut dyn FnMut(u32, u32) -> u32,
+) -> Result<RgbImage> {
+    guarded(name, || decode(bytes, MAX_ALLOC, rows))
+}
+
 /// [`decode_bytes`] with another bound than [`MAX_ALLOC`] on the memory that decoding may take.
 ///
 /// # Errors
 /// As [`decode_bytes`].
 pub fn decode_within(bytes: &[u8], name: &str, max_alloc: u64) -> Result<RgbImage> {
+    guarded(name, || decode(bytes.into(), max_alloc, &mut |_, height| height))
+}
+
+/// The decoders are other people's and meet hostile bytes: a panic in one is this image's error. They own no state that
+/// outlives the call, so nothing can be left half changed.
+fn guarded(name: &str, decode: impl FnOnce() -> Reason<RgbImage>) -> Result<RgbImage> {
     let fail =
         |reason: Cow<'static, str>| Error::Image { image: name.to_owned(), reason: reason.into_owned() };
-    // The decoders are other people's and meet hostile bytes here: a panic in one is this image's error.
-    // They own no state that outlives the call, so nothing can be left half changed.
-    match catch_unwind(AssertUnwindSafe(|| decode(bytes, max_alloc))) {
+    match catch_unwind(AssertUnwindSafe(decode)) {
         Ok(decoded) => decoded.map_err(fail),
         Err(_) => Err(fail("the decoder panicked on it".into())),
     }
@@ -86,87 +100,22 @@ pub fn decode_within(bytes: &[u8], name: &str, max_alloc: u64) -> Result<RgbImag
 
 type Reason<T> = std::result::Result<T, Cow<'static, str>>;
 
-fn decode(bytes: &[u8], max_alloc: u64) -> Reason<RgbImage> {
+fn decode(bytes: Cow<'_, [u8]>, max_alloc: u64, rows: &mut dyn FnMut(u32, u32) -> u32) -> Reason<RgbImage> {
     if bytes.is_empty() {
         return Err("the file is empty".into());
     }
-    match image::guess_format(bytes) {
-        Ok(ImageFormat::Jpeg) => decode_jpeg(bytes, max_alloc),
+    match image::guess_format(&bytes) {
+        Ok(ImageFormat::Jpeg) => jpeg::decode(bytes, max_alloc, rows),
         Ok(format) => {
             if format == ImageFormat::WebP {
-                webp::check(bytes, max_alloc)?;
+                webp::check(&bytes, max_alloc)?;
             }
-            decode_other(bytes, format, max_alloc)
+            let image = decode_other(&bytes, format, max_alloc)?;
+            rows(image.width(), image.height());
+            Ok(image)
         }
         Err(_) => Err("not an image of a known format".into()),
     }
-}
-
-/// JPEG goes to its decoder directly: through `image` it runs leniently and returns half-grey pictures.
-fn decode_jpeg(bytes: &[u8], max_alloc: u64) -> Reason<RgbImage> {
-    let text = |error: zune_jpeg::errors::DecodeErrors| Cow::from(error.to_string());
-    let progressive = complete_jpeg(bytes)?;
-    let options = DecoderOptions::default()
-        .set_strict_mode(true)
-        .set_max_width(MAX_SIDE as usize)
-        .set_max_height(MAX_SIDE as usize)
-        .jpeg_set_out_colorspace(ColorSpace::RGB);
-    let mut decoder = JpegDecoder::new_with_options(ZCursor::new(bytes), options);
-    decoder.decode_headers().map_err(text)?;
-    let (width, height) = decoder.dimensions().ok_or("no dimensions")?;
-    let (width, height) = (width as u32, height as u32);
-    // A progressive image keeps all coefficients, 2 bytes each, besides the pixels.
-    let bytes_per_pixel = if progressive { 9 } else { 3 };
-    check_size(width, height, bytes_per_pixel, max_alloc)?;
-    let pixels = decoder.decode().map_err(text)?;
-    let orientation = decoder
-        .exif()
-        .and_then(|exif| Orientation::from_exif_chunk(exif))
-        .unwrap_or(Orientation::NoTransforms);
-    let image = RgbImage::from_raw(width, height, pixels).ok_or("fewer pixels than announced")?;
-    Ok(upright(image, orientation))
-}
-
-/// Walks the markers from SOI to EOI; says whether the image is progressive.
-///
-/// The decoder itself, even when strict, accepts data that ends within the last row of blocks, and makes nonsense of
-/// sequential images with subsampled colour whose components come in scans of their own (which few programs write).
-fn complete_jpeg(bytes: &[u8]) -> Reason<bool> {
-    let truncated = || Cow::from("the file is truncated: the JPEG data has no end marker");
-    let mut at = 2;
-    let (mut progressive, mut subsampled, mut scans) = (false, false, 0);
-    loop {
-        // Between segments, and in entropy-coded data after SOS, everything up to a marker is skipped: FF 00 is
-        // a stuffed FF, FF D0 to FF D7 restart the decoder, and FF may be repeated before a marker.
-        at += bytes.get(at..).and_then(|rest| rest.iter().position(|&b| b == 0xFF)).ok_or_else(truncated)?;
-        match bytes.get(at + 1).copied().ok_or_else(truncated)? {
-            0xD9 if scans > 1 && subsampled && !progressive => {
-                return Err("sequential JPEG with subsampled colour in several scans is not supported".into());
-            }
-            0xD9 => return Ok(progressive),
-            0xFF => at += 1,
-            0x00 | 0x01 | 0xD0..=0xD8 => at += 2,
-            marker => {
-                let length = bytes.get(at + 2..at + 4).ok_or_else(truncated)?;
-                let length = usize::from(u16::from_be_bytes([length[0], length[1]]));
-                match marker {
-                    0xC0..=0xC2 => {
-                        progressive |= marker == 0xC2;
-                        subsampled |= is_subsampled(bytes.get(at + 4..at + 2 + length).unwrap_or_default());
-                    }
-                    0xDA => scans += 1,
-                    _ => {}
-                }
-                at += 2 + length;
-            }
-        }
-    }
-}
-
-/// Whether the components of a frame header differ in their sampling factors.
-fn is_subsampled(frame: &[u8]) -> bool {
-    let components = frame.get(6..).unwrap_or_default().as_chunks::<3>().0;
-    components.windows(2).any(|pair| pair[0][1] != pair[1][1])
 }
 
 fn decode_other(bytes: &[u8], format: ImageFormat, max_alloc: u64) -> Reason<RgbImage> {

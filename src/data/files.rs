@@ -4,24 +4,27 @@ use std::borrow::Cow;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use image::RgbImage;
 use rayon::prelude::*;
 
-use super::{ImageSource, decode};
+use super::{ImageSource, Pixels, decode, owned};
 use crate::error::{Error, Result};
 
 /// Paths relative to a root, grouped by folder, in the order of the bank's rows.
 ///
 /// Names stand end to end in one buffer: 1.3 million files take about 40 MB. Paths are bytes, so names that are
 /// not UTF-8 work; they are shown with replacement characters.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct FileList {
     root: PathBuf,
     dirs: Vec<Dir>,
     names: Vec<u8>,
     /// End of each file's name in `names`.
     ends: Vec<u64>,
+    /// A bit for each file: whether it was decoded whole.
+    decoded: Vec<AtomicU64>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,7 +38,13 @@ struct Dir {
 impl FileList {
     /// An empty list of files under `root`.
     pub fn new(root: impl Into<PathBuf>) -> Self {
-        FileList { root: root.into(), dirs: Vec::new(), names: Vec::new(), ends: Vec::new() }
+        FileList {
+            root: root.into(),
+            dirs: Vec::new(),
+            names: Vec::new(),
+            ends: Vec::new(),
+            decoded: Vec::new(),
+        }
     }
 
     /// Begins a folder; files pushed from now on are in it.
@@ -54,6 +63,9 @@ impl FileList {
         if self.ends.len() >= u32::MAX as usize {
             let reason = format!("there are more than {} images", u32::MAX);
             return Err(Error::Data { path: self.root.clone(), reason, hint: None });
+        }
+        if self.ends.len() / 64 == self.decoded.len() {
+            self.decoded.push(AtomicU64::new(0));
         }
         self.names.extend_from_slice(name);
         self.ends.push(self.names.len() as u64);
@@ -94,6 +106,13 @@ impl FileList {
     fn read(&self, index: usize) -> Result<Vec<u8>> {
         decode::read_file(&self.path(index), &self.name(index))
     }
+
+    /// Decodes `bytes`, what file `index` holds, and remembers that they could be decoded.
+    fn decode_whole(&self, index: usize, bytes: &[u8]) -> Result<RgbImage> {
+        let image = decode::decode_bytes(bytes, &self.name(index))?;
+        self.decoded[index / 64].fetch_or(1 << (index % 64), Ordering::Relaxed);
+        Ok(image)
+    }
 }
 
 impl ImageSource for FileList {
@@ -102,7 +121,17 @@ impl ImageSource for FileList {
     }
 
     fn load(&self, index: usize) -> Result<RgbImage> {
-        decode::decode_bytes(&self.read(index)?, &self.name(index))
+        self.decode_whole(index, &self.read(index)?)
+    }
+
+    /// Whole the first time, so that damage shows in the first pass, wherever in the picture it is.
+    fn load_rows(&self, index: usize, rows: &mut dyn FnMut(u32, u32) -> u32) -> Result<Pixels<'_>> {
+        if self.decoded[index / 64].load(Ordering::Relaxed) >> (index % 64) & 1 == 1 {
+            return decode::decode_rows(self.read(index)?.into(), &self.name(index), rows).map(owned);
+        }
+        let image = self.load(index)?;
+        rows(image.width(), image.height());
+        Ok(owned(image))
     }
 
     fn name(&self, index: usize) -> Cow<'_, str> {
@@ -122,7 +151,7 @@ impl ImageSource for FileList {
 
     fn load_hashed(&self, index: usize) -> Result<(RgbImage, [u8; 32])> {
         let bytes = self.read(index)?;
-        Ok((decode::decode_bytes(&bytes, &self.name(index))?, blake3::hash(&bytes).into()))
+        Ok((self.decode_whole(index, &bytes)?, blake3::hash(&bytes).into()))
     }
 
     /// Relative paths and sizes. A file that is not there has no size; that shows, too.
@@ -172,6 +201,44 @@ mod tests {
             ["a/1.png", "b/2.png", "b/", "b/\u{FFFD}.png"]
         );
         assert_eq!(list.path(3).as_os_str().as_bytes(), b"/data/b/\xFF.png");
+    }
+
+    #[test]
+    fn what_a_view_does_not_show_is_decoded_once() {
+        use crate::data::augment::{Scratch, TrainTransform};
+        use crate::data::loader::View;
+        use crate::rng::Purpose;
+        use jpeg_encoder::{ColorType, Encoder};
+
+        let folder = tempfile::tempdir().unwrap();
+        let pixels: Vec<u8> =
+            (0..64 * 256 * 3u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+        let mut bytes = Vec::new();
+        Encoder::new(&mut bytes, 90).encode(&pixels, 64, 256, ColorType::Rgb).unwrap();
+        std::fs::write(folder.path().join("good.jpg"), &bytes).unwrap();
+        // A marker that means nothing, near the end of the picture.
+        let at = bytes.len() - 200;
+        bytes[at..at + 2].copy_from_slice(&[0xFF, 0x02]);
+        std::fs::write(folder.path().join("damaged.jpg"), &bytes).unwrap();
+        let mut list = FileList::new(folder.path());
+        list.push(b"good.jpg").unwrap();
+        list.push(b"damaged.jpg").unwrap();
+
+        let mut heights = (0..3).map(|_| list.load_rows(0, &mut |_, _| 20).unwrap().height());
+        assert_eq!([(); 3].map(|()| heights.next().unwrap()), [256, 24, 24]);
+        for _ in 0..2 {
+            assert!(list.load_rows(1, &mut |_, _| 20).is_err(), "damage below what is needed");
+        }
+        let whole = list.load(0).unwrap();
+        let (mut made, mut expected) = (vec![0; 32 * 32 * 3], vec![0; 32 * 32 * 3]);
+        for epoch in 0..20 {
+            let transform = TrainTransform::imagenet(32);
+            let view = View::Train { transform, seed: 3, epoch, purpose: Purpose::Augmentation };
+            let scratch = &mut Scratch::default();
+            view.make(&list, 0, scratch, &mut made).unwrap();
+            view.apply(0, &whole, scratch, &mut expected);
+            assert_eq!(made, expected, "epoch {epoch}");
+        }
     }
 
     #[test]

@@ -5,7 +5,7 @@
 
 use std::borrow::Cow;
 
-use image::RgbImage;
+use image::{ImageBuffer, Rgb, RgbImage};
 
 use crate::error::Result;
 
@@ -30,6 +30,9 @@ pub mod watch;
 pub use dataset::{Dataset, Splits};
 pub use detect::{DataFormat, OpenOptions, open};
 
+/// 8-bit RGB pixels, borrowed from where they lie in memory already.
+pub type Pixels<'a> = ImageBuffer<Rgb<u8>, Cow<'a, [u8]>>;
+
 /// Where the images of a data set come from: files, a packed archive in memory, a generator.
 ///
 /// Implementations are immutable after opening and are shared by all loader threads.
@@ -47,6 +50,17 @@ pub trait ImageSource: Send + Sync {
     /// # Errors
     /// If the image cannot be read; the error names it.
     fn load(&self, index: usize) -> Result<RgbImage>;
+
+    /// Image `index` as far down as a view needs it: `rows` learns its width and height and answers how many rows from
+    /// the top are needed. Returned are these at least, of the full width, equal to those of [`load`](Self::load).
+    ///
+    /// # Errors
+    /// As [`load`](Self::load); damage in what is not needed may go unnoticed where it was looked for before.
+    fn load_rows(&self, index: usize, rows: &mut dyn FnMut(u32, u32) -> u32) -> Result<Pixels<'_>> {
+        let image = self.load(index)?;
+        rows(image.width(), image.height());
+        Ok(owned(image))
+    }
 
     /// What a person would call image `index`: its path relative to the data set, or `test_batch.bin#17`.
     fn name(&self, index: usize) -> Cow<'_, str>;
@@ -90,6 +104,12 @@ pub trait ImageSource: Send + Sync {
         }
         Ok(())
     }
+}
+
+/// `image` as [`Pixels`]; nothing is copied.
+fn owned(image: RgbImage) -> Pixels<'static> {
+    let (width, height) = image.dimensions();
+    Pixels::from_raw(width, height, Cow::Owned(image.into_raw())).expect("the pixels were an image before")
 }
 
 /// A hash of an image's size and pixels.

@@ -7,9 +7,9 @@
 //!
 //! `fast_image_resize` has narrower weights (16 bits), hence other pixels; this module exists to have the same.
 
-use std::ops::Range;
+use std::ops::{Deref, Range};
 
-use image::RgbImage;
+use image::{ImageBuffer, Rgb};
 
 /// Fractional bits of a weight: 32 less 8 for the pixel and 2 to spare, as in Pillow.
 pub(crate) const FRACTION_BITS: u32 = 22;
@@ -78,7 +78,7 @@ impl Resizer {
     /// another length.
     pub fn resize(
         &mut self,
-        image: &RgbImage,
+        image: &ImageBuffer<Rgb<u8>, impl Deref<Target = [u8]>>,
         crop: Crop,
         (width, height): (u32, u32),
         window: Crop,
@@ -95,7 +95,7 @@ impl Resizer {
 
         let stride = image.width() as usize * 3;
         let start = |row: usize| (crop.top as usize + row) * stride + crop.left as usize * 3;
-        let pixels = image.as_raw();
+        let pixels: &[u8] = image.as_raw();
         if (crop.width, crop.height) == (width, height) {
             let skipped = window.left as usize * 3;
             for (row, out) in out.chunks_exact_mut(row_bytes).enumerate() {
@@ -353,6 +353,7 @@ fn vertical_portable(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use image::RgbImage;
 
     fn image(width: u32, height: u32) -> RgbImage {
         RgbImage::from_fn(width, height, |x, y| {

@@ -10,7 +10,9 @@ mod hue;
 mod normalize;
 mod words;
 
-use image::RgbImage;
+use std::ops::Deref;
+
+use image::{ImageBuffer, Rgb};
 use serde::{Deserialize, Serialize};
 
 use crate::data::resize::{Crop, Resizer, with_short_side};
@@ -130,11 +132,18 @@ impl TrainTransform {
 }
 
 impl AugmentParameters {
-    /// Writes the view of `image` with these parameters to `out` `[size, size, 3]`.
+    /// Writes the view of `image` with these parameters to `out` `[size, size, 3]`. Rows of the image below the crop
+    /// may be missing.
     ///
     /// # Panics
     /// If the crop is not inside the image or `out` has another length.
-    pub fn apply(&self, image: &RgbImage, size: u32, scratch: &mut Scratch, out: &mut [u8]) {
+    pub fn apply(
+        &self,
+        image: &ImageBuffer<Rgb<u8>, impl Deref<Target = [u8]>>,
+        size: u32,
+        scratch: &mut Scratch,
+        out: &mut [u8],
+    ) {
         scratch.resizer.resize(image, self.crop, (size, size), Crop::whole(size, size), out);
         for op in &self.color {
             op.apply(out);
@@ -181,7 +190,12 @@ impl TestTransform {
     ///
     /// # Panics
     /// If the image is empty or `out` has another length.
-    pub fn apply(&self, image: &RgbImage, scratch: &mut Scratch, out: &mut [u8]) {
+    pub fn apply(
+        &self,
+        image: &ImageBuffer<Rgb<u8>, impl Deref<Target = [u8]>>,
+        scratch: &mut Scratch,
+        out: &mut [u8],
+    ) {
         let size = self.size;
         assert_eq!(out.len(), size as usize * size as usize * 3, "output length");
         let (width, height) = with_short_side(image.dimensions(), self.resize_short);
@@ -224,6 +238,7 @@ fn check_size(name: &str, value: u32) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use image::RgbImage;
 
     #[test]
     fn transforms_survive_a_configuration_file() {

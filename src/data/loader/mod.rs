@@ -19,7 +19,7 @@ use crate::error::{Error, Result};
 use crate::rng::{Purpose, stream};
 
 use shared::Shared;
-pub use view::View;
+pub use view::{View, ViewCost};
 
 /// Views of some images, in the order that was asked for.
 #[derive(Debug)]

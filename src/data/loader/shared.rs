@@ -6,7 +6,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::{Batch, LoaderOptions, View};
 use crate::data::ImageSource;
@@ -251,19 +251,12 @@ impl Shared {
     }
 
     fn make_one(&self, index: u32, scratch: &mut Scratch, view: &mut [u8]) -> Result<()> {
-        let start = Instant::now();
-        let image = self.source.load(index as usize)?;
-        let decoded = Instant::now();
-        if image.width() == 0 || image.height() == 0 {
-            let image = self.source.name(index as usize).into_owned();
-            return Err(Error::Image { image, reason: "it has no pixels".into() });
-        }
-        self.view.apply(index, &image, scratch, view);
+        let cost = self.view.make(self.source.as_ref(), index, scratch, view)?;
         let count = |counter: &AtomicU64, time: Duration| {
             counter.fetch_add(time.as_nanos() as u64, Ordering::Relaxed)
         };
-        count(&self.decode_ns, decoded - start);
-        count(&self.augment_ns, decoded.elapsed());
+        count(&self.decode_ns, cost.decode);
+        count(&self.augment_ns, cost.augment);
         self.samples.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }

@@ -23,7 +23,7 @@ use image::RgbImage;
 use memmap2::Mmap;
 
 use self::format::{About, Kind, Layout, RECORD, Record, SplitLayout};
-use super::{DataFormat, Dataset, ImageSource, Splits, decode};
+use super::{DataFormat, Dataset, ImageSource, Pixels, Splits, decode, owned};
 use crate::error::{Error, Result};
 
 pub use form::Form;
@@ -182,6 +182,18 @@ impl ImageSource for Packed {
     fn load(&self, index: usize) -> Result<RgbImage> {
         let (record, bytes) = self.bytes(index)?;
         self.decode(index, &record, bytes)
+    }
+
+    /// Plain pixels are not copied, and files were decoded whole when they were packed.
+    fn load_rows(&self, index: usize, rows: &mut dyn FnMut(u32, u32) -> u32) -> Result<Pixels<'_>> {
+        let (record, bytes) = self.bytes(index)?;
+        if record.kind == Kind::File {
+            return decode::decode_rows(bytes.into(), &self.name(index), rows).map(owned);
+        }
+        let (width, height) = (record.width.into(), record.height.into());
+        rows(width, height);
+        Pixels::from_raw(width, height, bytes.into())
+            .ok_or_else(|| self.fail(index, "fewer pixels than announced".into()))
     }
 
     fn name(&self, index: usize) -> Cow<'_, str> {
