@@ -84,6 +84,33 @@ impl Resizer {
         window: Crop,
         out: &mut [u8],
     ) {
+        self.run(image, crop, (width, height), window, false, out);
+    }
+
+    /// [`resize`](Self::resize) with left and right exchanged at the end, which costs nothing more.
+    ///
+    /// # Panics
+    /// As [`resize`](Self::resize).
+    pub fn resize_mirrored(
+        &mut self,
+        image: &ImageBuffer<Rgb<u8>, impl Deref<Target = [u8]>>,
+        crop: Crop,
+        (width, height): (u32, u32),
+        window: Crop,
+        out: &mut [u8],
+    ) {
+        self.run(image, crop, (width, height), window, true, out);
+    }
+
+    fn run(
+        &mut self,
+        image: &ImageBuffer<Rgb<u8>, impl Deref<Target = [u8]>>,
+        crop: Crop,
+        (width, height): (u32, u32),
+        window: Crop,
+        mirrored: bool,
+        out: &mut [u8],
+    ) {
         assert!(
             crop.is_within(image.width(), image.height()),
             "{crop:?} of a {:?} image",
@@ -101,11 +128,18 @@ impl Resizer {
             for (row, out) in out.chunks_exact_mut(row_bytes).enumerate() {
                 let at = start(row + window.top as usize) + skipped;
                 out.copy_from_slice(&pixels[at..at + row_bytes]);
+                if mirrored {
+                    out.as_chunks_mut::<3>().0.reverse();
+                }
             }
             return;
         }
 
-        self.columns.compute(crop.width, width, window.left..window.left + window.width);
+        let columns = window.left..window.left + window.width;
+        match mirrored {
+            false => self.columns.compute(crop.width, width, columns),
+            true => self.columns.compute(crop.width, width, columns.rev()),
+        }
         self.rows.compute(crop.height, height, window.top..window.top + window.height);
         let source = &pixels[start(0)..];
         if vertical_first(crop, width, height) {
@@ -150,9 +184,9 @@ struct Taps {
 }
 
 impl Taps {
-    /// Weights for outputs `window` of `output` ones made from `input` inputs. The order of the floating-point
+    /// Weights for outputs `window`, ascending or descending, of `output` ones made from `input` inputs. The order of the floating-point
     /// operations is Pillow's: another one gives other roundings.
-    fn compute(&mut self, input: u32, output: u32, window: Range<u32>) {
+    fn compute(&mut self, input: u32, output: u32, window: impl Iterator<Item = u32>) {
         let scale = f64::from(input) / f64::from(output);
         let support = scale.max(1.0);
         let narrowing = 1.0 / support;
@@ -180,9 +214,10 @@ impl Taps {
 
     /// The inputs that any of the outputs needs.
     fn inputs(&self) -> Range<usize> {
-        let first = self.spans.first().map_or(0, |span| span.0);
-        let end = self.spans.last().map_or(0, |span| span.0 + span.1);
-        first..end
+        let outer = || [self.spans.first(), self.spans.last()].into_iter().flatten();
+        let first = outer().map(|span| span.0).min();
+        let end = outer().map(|span| span.0 + span.1).max();
+        first.unwrap_or(0)..end.unwrap_or(0)
     }
 
     fn iter(&self) -> impl Iterator<Item = (usize, &[i32])> {
@@ -386,6 +421,22 @@ mod tests {
             let expected: Vec<u8> =
                 rows.take(window.height as usize).flat_map(|row| row[bytes.clone()].to_vec()).collect();
             assert_eq!(part, expected, "{width}x{height}");
+        }
+    }
+
+    #[test]
+    fn a_mirrored_image_has_its_rows_reversed() {
+        let source = image(41, 29);
+        let crop = Crop { top: 3, left: 2, height: 26, width: 37 };
+        for (width, height) in [(19, 23), (80, 51), (37, 26), (37, 90), (30, 9)] {
+            let window = Crop { top: 1, left: 2, height: height - 3, width: width - 5 };
+            let mut expected = resized(&source, crop, (width, height), window);
+            for row in expected.chunks_exact_mut(window.width as usize * 3) {
+                row.as_chunks_mut::<3>().0.reverse();
+            }
+            let mut out = vec![7; expected.len()];
+            Resizer::default().resize_mirrored(&source, crop, (width, height), window, &mut out);
+            assert!(out == expected, "{width}x{height}");
         }
     }
 

@@ -144,14 +144,14 @@ impl AugmentParameters {
         scratch: &mut Scratch,
         out: &mut [u8],
     ) {
-        scratch.resizer.resize(image, self.crop, (size, size), Crop::whole(size, size), out);
+        // Flipped at once: colours do not depend on where a pixel is.
+        let (square, all) = ((size, size), Crop::whole(size, size));
+        match self.flip {
+            false => scratch.resizer.resize(image, self.crop, square, all, out),
+            true => scratch.resizer.resize_mirrored(image, self.crop, square, all, out),
+        }
         for op in &self.color {
             op.apply(out);
-        }
-        if self.flip {
-            for row in out.chunks_exact_mut(size as usize * 3) {
-                row.as_chunks_mut::<3>().0.reverse();
-            }
         }
     }
 }
