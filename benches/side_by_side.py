@@ -100,10 +100,11 @@ def main():
                             lambda: ours_train(data, k, precision, args.steps, 3, scratch),
                             lambda: run([python, HERE / "torch_train.py", data, "--mode", mode, "--n-negatives", k, "--steps", args.steps])[-1])
         if "loader" in wanted and args.photos:
-            for size in (224, 32):
+            for size, first in ((224, False), (224, True), (32, False)):
                 timing = [args.photos, "--size", size, "--seconds", 5]
-                compare(f"Loading on one core, {size} px from {args.photos.name}", args.rounds,
-                        lambda: run(["cargo", "bench", "--quiet", "--bench", "loader", "--", *timing])[-1],
+                epoch = ", a run's first epoch" if first else ""
+                compare(f"Loading on one core, {size} px from {args.photos.name}{epoch}", args.rounds,
+                        lambda: run(["cargo", "bench", "--quiet", "--bench", "loader", "--", *timing, *["--whole"] * first])[-1],
                         lambda: run([python, HERE / "loader.py", *timing])[-1])
             for form in ("original", "jpeg", "raw"):
                 packed = scratch / f"{form}.pack"

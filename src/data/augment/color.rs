@@ -4,7 +4,7 @@
 //! definition: results are truncated to levels, so that the last bit of a sum can decide.
 
 use super::hue::turn_hue;
-use super::words::{BLOCK_BYTES, channels, load, store};
+use super::words::{BLOCK, BLOCK_BYTES, channels, load, store};
 use crate::data::resize::dispatch;
 
 /// One colour operation with its parameter.
@@ -72,9 +72,11 @@ dispatch! {
 
 #[inline(always)]
 fn sum_luma_portable(pixels: &[u8], sum: &mut u64) {
+    let mut words = [0; BLOCK];
     for piece in pixels.chunks(BLOCK_BYTES) {
+        load(piece, &mut words);
         // The words beyond the last pixel are black, and black has no luma.
-        *sum += u64::from(load(piece).iter().map(|&word| luma(channels(word))).sum::<u32>());
+        *sum += u64::from(words.iter().map(|&word| luma(channels(word))).sum::<u32>());
     }
 }
 
@@ -97,8 +99,9 @@ dispatch! {
 
 #[inline(always)]
 fn saturate_portable(factor: f32, pixels: &mut [u8]) {
+    let mut words = [0; BLOCK];
     for piece in pixels.chunks_mut(BLOCK_BYTES) {
-        let mut words = load(piece);
+        load(piece, &mut words);
         for word in &mut words {
             let pixel = channels(*word);
             // Exact: levels are whole numbers below 2²⁴. As signed numbers they convert in one instruction.
@@ -117,8 +120,9 @@ dispatch! {
 
 #[inline(always)]
 fn grayscale_portable(pixels: &mut [u8]) {
+    let mut words = [0; BLOCK];
     for piece in pixels.chunks_mut(BLOCK_BYTES) {
-        let mut words = load(piece);
+        load(piece, &mut words);
         for word in &mut words {
             *word = luma(channels(*word)) * 0x01_01_01;
         }

@@ -26,8 +26,9 @@ fn turn_portable(to_hsv: &ToHsv, to_rgb: &ToRgb, shift: u8, pixels: &mut [u8]) {
     let mut hues = [0; BLOCK];
     let mut saturations = [0; BLOCK];
     let mut values = [0; BLOCK];
+    let mut words = [0; BLOCK];
     for piece in pixels.chunks_mut(BLOCK_BYTES) {
-        let mut words = load(piece);
+        load(piece, &mut words);
         to_hsv.convert(&words, &mut hues, &mut saturations, &mut values);
         for hue in &mut hues {
             *hue = hue.wrapping_add(shift);
@@ -54,11 +55,11 @@ pub(crate) struct HueTables {
 pub(crate) fn hue_tables() -> HueTables {
     let whole = |table: &[u8]| table.iter().map(|&level| i32::from(level)).collect();
     let orders =
-        TO_RGB.shifts.iter().flat_map(|shift| [0, 8, 16].map(|place| i64::from(shift >> place & 0xFF) / 8));
+        TO_RGB.entries.iter().step_by(256).flat_map(|&entry| shifts(entry).map(|s| i64::from(s) / 8));
     HueTables {
         hues: whole(&*TO_HSV.hues),
         saturations: whole(&*TO_HSV.saturations),
-        shares: TO_RGB.shares.iter().map(|&share| share as i32).collect(),
+        shares: TO_RGB.entries.iter().map(|&entry| share(entry) as i32).collect(),
         orders: orders.collect(),
     }
 }
@@ -168,24 +169,34 @@ const SHARE_BITS: u32 = 24;
 
 /// Conversion from HSV, rounded half up.
 struct ToRgb {
-    /// By hue and saturation: the share of the value that the channel keeps that changes along the sector.
-    shares: Box<[u32; 1 << 16]>,
-    /// By hue: for red, green and blue, a byte each, how far to shift largest, changing and smallest channel so that
-    /// the right one of them comes last: 0, 8 or 16.
-    shifts: [u32; 256],
+    /// By hue and saturation: [`share`] and, two bits each above it, a multiple of 8 for each of [`shifts`].
+    entries: Box<[u32; 1 << 16]>,
+}
+
+/// The share of the value that the channel keeps that changes along the sector.
+#[inline(always)]
+fn share(entry: u32) -> u32 {
+    entry & ((2 << SHARE_BITS) - 1)
+}
+
+/// For red, green and blue: how far to shift largest, changing and smallest channel so that the right one of them comes
+/// last: 0, 8 or 16.
+#[inline(always)]
+fn shifts(entry: u32) -> [u32; 3] {
+    [1, 3, 5].map(|place| entry >> (SHARE_BITS + place - 3) & 0b11_000)
 }
 
 impl ToRgb {
     fn new() -> Self {
-        let mut tables = ToRgb { shares: zeros(0), shifts: [0; 256] };
+        let mut tables = ToRgb { entries: zeros(0) };
         for hue in 0..256 {
             // Where the hue lies in the circle of six sectors, between a primary colour and a mixed one each.
             let sixths = hue as f64 * 6.0 / 255.0;
             let along = f64::from((sixths - sixths.floor()) as f32);
             // The last, 6, is the full circle.
             let sector = sixths as usize % 6;
-            let [r, g, b] = [[0, 8, 16], [8, 0, 16], [16, 0, 8], [16, 8, 0], [8, 16, 0], [0, 16, 8]][sector];
-            tables.shifts[hue] = r | g << 8 | b << 16;
+            let [r, g, b] = [[0, 1, 2], [1, 0, 2], [2, 0, 1], [2, 1, 0], [1, 2, 0], [0, 2, 1]][sector];
+            let order = (r | g << 2 | b << 4) << (SHARE_BITS + 1);
             for saturation in 0..256 {
                 let strength = f64::from((saturation as f64 / 255.0) as f32);
                 // The channel falls along odd sectors; PIL has that product in single precision.
@@ -194,7 +205,7 @@ impl ToRgb {
                     _ => strength * (1.0 - along),
                 };
                 let share = (1.0 - lost) * f64::from(1 << SHARE_BITS);
-                tables.shares[hue << 8 | saturation] = share.round() as u32;
+                tables.entries[hue << 8 | saturation] = share.round() as u32 | order;
             }
         }
         tables
@@ -208,20 +219,18 @@ impl ToRgb {
         values: &[u32; BLOCK],
         words: &mut Words,
     ) {
-        let mut shares = [0; BLOCK];
-        let mut shifts = [0; BLOCK];
+        let mut entries = [0; BLOCK];
         for i in 0..BLOCK {
-            shares[i] = self.shares[usize::from(hues[i]) << 8 | usize::from(saturations[i])];
-            shifts[i] = self.shifts[usize::from(hues[i])];
+            entries[i] = self.entries[usize::from(hues[i]) << 8 | usize::from(saturations[i])];
         }
         for i in 0..BLOCK {
             let value = values[i];
-            let changing = (value * shares[i] + (1 << (SHARE_BITS - 1))) >> SHARE_BITS;
+            let changing = (value * share(entries[i]) + (1 << (SHARE_BITS - 1))) >> SHARE_BITS;
             // value·(1 − saturation / 255), rounded: 255 is odd, so that there is no half to round.
             let scaled = value * (255 - u32::from(saturations[i])) + 127;
             let smallest = (scaled * 0x8081) >> 23;
             let levels = value | changing << 8 | smallest << 16;
-            let [r, g, b] = channels(shifts[i]).map(|shift| levels >> shift & 0xFF);
+            let [r, g, b] = shifts(entries[i]).map(|shift| levels >> shift & 0xFF);
             words[i] = r | g << 8 | b << 16;
         }
     }
@@ -238,8 +247,9 @@ mod tests {
         let colors = every_color();
         let mut mapped = colors.clone();
         let (mut hues, mut saturations, mut values) = ([0; BLOCK], [0; BLOCK], [0; BLOCK]);
+        let mut words = [0; BLOCK];
         for piece in mapped.chunks_mut(BLOCK_BYTES) {
-            let mut words = load(piece);
+            load(piece, &mut words);
             TO_HSV.convert(&words, &mut hues, &mut saturations, &mut values);
             for i in 0..BLOCK {
                 words[i] = u32::from(hues[i]) | u32::from(saturations[i]) << 8 | values[i] << 16;
@@ -249,7 +259,7 @@ mod tests {
         assert_eq!(crc32(&mapped), pillow("rgb_to_hsv"), "to HSV");
         mapped.copy_from_slice(&colors);
         for piece in mapped.chunks_mut(BLOCK_BYTES) {
-            let mut words = load(piece);
+            load(piece, &mut words);
             for i in 0..BLOCK {
                 let [hue, saturation, value] = channels(words[i]);
                 (hues[i], saturations[i], values[i]) = (hue as u8, saturation as u8, value);

@@ -9,19 +9,21 @@ pub(super) const BLOCK: usize = 256;
 /// A block of pixels, `r | g << 8 | b << 16` each.
 pub(super) type Words = [u32; BLOCK];
 
-/// The pixels `[.., 3]`, at most [`BLOCK`], as words. The fourth byte of a word means nothing; words beyond the last
-/// pixel are zero.
+/// Makes `words` the pixels `[.., 3]`, at most [`BLOCK`]. The fourth byte of a word means nothing; words beyond the last
+/// pixel become zero.
 #[inline(always)]
-pub(super) fn load(pixels: &[u8]) -> Words {
-    let mut words = [0; BLOCK];
+pub(super) fn load(pixels: &[u8], words: &mut Words) {
+    let count = pixels.len() / 3;
+    if count < BLOCK {
+        words[count..].fill(0);
+    }
     // Four bytes are one instruction, three are not; behind the last pixel there is no fourth.
     for (word, bytes) in words.iter_mut().zip(pixels.windows(4).step_by(3)) {
         *word = u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
     }
     if let Some(&[r, g, b]) = pixels.last_chunk() {
-        words[pixels.len() / 3 - 1] = u32::from_le_bytes([r, g, b, 0]);
+        words[count - 1] = u32::from_le_bytes([r, g, b, 0]);
     }
-    words
 }
 
 /// Writes `words` to the pixels they came from.
