@@ -44,22 +44,23 @@ def run(command):
 def random_cifar(folder, images=10_000):
     """Noise in CIFAR's binary layout: enough for timing."""
     generator = random.Random(0)
-    for name, count in [("data_batch_1.bin", images), ("test_batch.bin", 256)]:
-        (folder / name).write_bytes(b"".join(bytes([i % 10]) + generator.randbytes(3072) for i in range(count)))
+    names = [f"data_batch_{i}.bin" for i in range(1, 6)] + ["test_batch.bin"]
+    for name in names:
+        (folder / name).write_bytes(b"".join(bytes([i % 10]) + generator.randbytes(3072) for i in range(images)))
     return folder
 
 
-def ours_train(data, k, precision, steps, warmup, scratch):
+def ours_train(data, preset, arch, batch, k, precision, steps, warmup, scratch):
     """Images per second and the parts of a step, from a run's own metrics."""
     out = Path(tempfile.mkdtemp(dir=scratch)) / "run"
-    flags = ["--preset", "cifar", "--nce-k", k, "--precision", precision, "--monitor", "none", "--quiet",
-             "--max-steps", warmup + steps, "--out", out]
+    flags = ["--preset", preset, "--arch", arch, "--batch-size", batch, "--nce-k", k, "--precision", precision,
+             "--monitor", "none", "--quiet", "--max-steps", warmup + steps, "--out", out]
     subprocess.run([str(p) for p in [PROGRAM, "train", data, *flags]], check=True)
     records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     timed = [r for r in records if r["kind"] == "step"][warmup:]
     seconds = sum(r["step_ms"] for r in timed) / 1e3
     parts = ("data_ms", "forward_ms", "objective_ms", "backward_ms", "update_ms")
-    return {"images_per_s": len(timed) * 128 / seconds, **{p: statistics.median(r[p] for r in timed) for p in parts}}
+    return {"images_per_s": len(timed) * batch / seconds, **{p: statistics.median(r[p] for r in timed) for p in parts}}
 
 
 def compare(title, rounds, ours, theirs):
@@ -84,21 +85,36 @@ def main():
     parser.add_argument("--python", help="a Python that has torch and torchvision")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=8)
-    parser.add_argument("--only", default="train,loader,objective")
+    parser.add_argument("--only", default="train,photos,loader,objective")
     args = parser.parse_args()
     python = args.python or peer_python()
     wanted = args.only.split(",")
     cpu = next((l.split(":")[1].strip() for l in open("/proc/cpuinfo") if l.startswith("model name")), platform.processor()) if Path("/proc/cpuinfo").exists() else platform.processor()
     print(f"machine: {cpu}, {os.cpu_count()} cores; {args.rounds} alternating rounds, medians", flush=True)
+    # PyTorch as published, and at its best: bf16 where there are instructions for it, and compiled if that is faster.
+    best = "modern" if "avx512_bf16" in Path("/proc/cpuinfo").read_text() else "last"
+    modes = [("classic", False), (best, False), (best, True)]
     with tempfile.TemporaryDirectory() as scratch:
         scratch = Path(scratch)
+
+        def training(title, data, preset, arch, batch, k, mode, compiled):
+            precision = "fp32" if mode == "classic" else "auto"
+            flags = ["--mode", mode, "--arch", arch, "--batch-size", batch, "--n-negatives", k, "--steps", args.steps]
+            flags += ["--compile"] if compiled else []
+            title = f"Training, {title}, batch {batch}, {precision} beside PyTorch {mode}{', compiled' if compiled else ''}"
+            compare(title, args.rounds,
+                    lambda: ours_train(data, preset, arch, batch, k, precision, args.steps, 3, scratch),
+                    lambda: run([python, HERE / "torch_train.py", data, *flags])[-1])
+
         if "train" in wanted:
             data = args.cifar or random_cifar(scratch)
             for k in (4096, 0):
-                for mode, precision in (("classic", "fp32"), ("modern", "auto")):
-                    compare(f"Training, CIFAR ResNet-18, batch 128, K={k}, {precision} beside PyTorch {mode}", args.rounds,
-                            lambda: ours_train(data, k, precision, args.steps, 3, scratch),
-                            lambda: run([python, HERE / "torch_train.py", data, "--mode", mode, "--n-negatives", k, "--steps", args.steps])[-1])
+                for mode, compiled in modes:
+                    training(f"CIFAR ResNet-18, K={k}", data, "cifar", "resnet18", 128, k, mode, compiled)
+        if "photos" in wanted and args.photos:
+            for arch, batch in (("resnet18", 32), ("resnet50", 16)):
+                for mode, compiled in modes:
+                    training(f"{arch} at 224 px, K=4096", args.photos, "imagenet", arch, batch, 4096, mode, compiled)
         if "loader" in wanted and args.photos:
             for size, first in ((224, False), (224, True), (32, False)):
                 timing = [args.photos, "--size", size, "--seconds", 5]

@@ -1,6 +1,6 @@
 """The PyTorch side of benches/side_by_side.py: instance discrimination as a PyTorch user would write it.
 
-Trains a CIFAR ResNet-18 for a few steps on a folder of CIFAR binary files and prints one JSON object: images per
+Trains a ResNet for a few steps on a folder of CIFAR binary files, or at 224 px on a folder of photos, and prints one JSON object: images per
 second end to end and the median milliseconds of each part of a step. --mode classic is fp32, NCHW; --mode last is fp32,
 channels-last; --mode modern is bfloat16 autocast, channels-last. All load with DataLoader workers and PIL transforms;
 --compile compiles the network first (which needs a C++ compiler).
@@ -21,7 +21,8 @@ import torchvision.transforms as T
 from PIL import Image
 
 parser = argparse.ArgumentParser()
-parser.add_argument("data", help="folder with data_batch_*.bin")
+parser.add_argument("data", help="folder with data_batch_*.bin, or of photos at any depth")
+parser.add_argument("--arch", choices=["resnet18", "resnet50"], default="resnet18")
 parser.add_argument("--mode", choices=["classic", "last", "modern"], default="modern")
 parser.add_argument("--compile", action="store_true")
 parser.add_argument("--n-negatives", type=int, default=4096)
@@ -48,14 +49,36 @@ class Cifar(torch.utils.data.Dataset):
         return self.transform(Image.fromarray(self.pixels[i])), i
 
 
-transform = T.Compose([
-    T.RandomResizedCrop(32, scale=(0.2, 1.0)), T.ColorJitter(0.4, 0.4, 0.4, 0.4), T.RandomGrayscale(0.2),
-    T.ToTensor(), T.Normalize((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))])
-data = Cifar(args.data, transform)
+class Photos(torch.utils.data.Dataset):
+    def __init__(self, folder, transform):
+        endings = (".jpg", ".jpeg", ".png")
+        self.files = sorted(os.path.join(root, name) for root, _, names in os.walk(folder) for name in names
+                            if name.lower().endswith(endings))
+        self.transform = transform
+
+    def __len__(self):
+        return len(self.files)
+
+    def __getitem__(self, i):
+        with open(self.files[i], "rb") as file:
+            return self.transform(Image.open(file).convert("RGB")), i
+
+
+small = bool(glob.glob(os.path.join(args.data, "data_batch_*.bin")))
+jitter, gray = T.ColorJitter(0.4, 0.4, 0.4, 0.4), T.RandomGrayscale(0.2)
+if small:
+    data = Cifar(args.data, T.Compose([
+        T.RandomResizedCrop(32, scale=(0.2, 1.0)), jitter, gray, T.ToTensor(),
+        T.Normalize((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))]))
+else:
+    data = Photos(args.data, T.Compose([
+        T.RandomResizedCrop(224, scale=(0.2, 1.0)), gray, jitter, T.RandomHorizontalFlip(), T.ToTensor(),
+        T.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))]))
 loader = torch.utils.data.DataLoader(data, args.batch_size, shuffle=True, num_workers=args.workers, drop_last=True,
                                      persistent_workers=args.workers > 0)
-net = torchvision.models.resnet18(num_classes=DIM)
-net.conv1, net.maxpool = nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.Identity()
+net = getattr(torchvision.models, args.arch)(num_classes=DIM)
+if small:
+    net.conv1, net.maxpool = nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.Identity()
 modern, last = args.mode == "modern", args.mode != "classic"
 if last:
     net = net.to(memory_format=torch.channels_last)

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use toml::{Table, Value};
 
-use super::inputs::{absolute, preset_for, set_threads, stored_path, without_unreadable};
+use super::inputs::{absolute, prepare_computing, preset_for, stored_path, without_unreadable};
 use super::running::Notes;
 use super::settings::Settings;
 use crate::config::{Preset, TrainConfig, check_threads, read_layer};
@@ -60,7 +60,7 @@ impl Opened {
         // Listing files uses the same threads as training, so their number is settled first.
         let threads = layered(&flags, &file, "threads").and_then(Value::as_integer).unwrap_or(0);
         check_threads(threads)?;
-        set_threads(threads as usize)?;
+        prepare_computing(threads as usize)?;
         let seed = layered(&flags, &file, "seed").and_then(Value::as_integer).unwrap_or(0) as u64;
         let test_path = layered(&flags, &file, "test-data").and_then(Value::as_str).map(PathBuf::from);
         // A format in the configuration belongs to the data named there.
