@@ -1,4 +1,5 @@
-//! Milliseconds of each kind of 3×3 convolution in the networks, forward and backward: ours beside libtorch's, in turn.
+//! Milliseconds of each kind of convolution in a ResNet-18, forward and backward: libtorch's, and ours beside it, in turn, for
+//! those that ours take.
 //!
 //!     cargo bench --bench convolution -- [--batch 128] [--rounds 5]
 //!
@@ -30,9 +31,10 @@ fn time(maps: &Tensor, weights: &Tensor, convolution: impl Fn(&Tensor, &Tensor) 
     let out = convolution(maps, weights);
     let forward = start.elapsed();
     let seed = tch::no_grad(|| out.ones_like());
+    let loss = (&out * seed).sum(Kind::Float);
+    let leaves: Vec<&Tensor> = [maps, weights].into_iter().filter(|leaf| leaf.requires_grad()).collect();
     let start = Instant::now();
-    Tensor::f_run_backward(&[(&out * seed).sum(Kind::Float)], &[maps, weights], false, false)
-        .expect("a graph");
+    Tensor::f_run_backward(&[loss], &leaves, false, false).expect("a graph");
     [forward, start.elapsed()].map(|elapsed| elapsed.as_secs_f64() * 1e3)
 }
 
@@ -49,24 +51,52 @@ fn main() {
         let values = Tensor::randn(last, (Kind::Float, Device::Cpu)).permute([0, 3, 1, 2]);
         values.set_requires_grad(true)
     };
-    // Channels and side of the CIFAR family's four stages, then of the ImageNet family's.
-    for (channels, side) in
-        [(64, 32), (128, 16), (256, 8), (512, 4), (64, 56), (128, 28), (256, 14), (512, 7)]
-    {
-        let batch = if side > 32 { args.batch / 4 } else { args.batch };
-        let (maps, weights) = (random([batch, channels, side, side]), random([channels, channels, 3, 3]));
-        let ours = || time(&maps, &weights, winograd::convolution);
-        let libtorch = || time(&maps, &weights, |x, w| x.conv2d(w, None::<Tensor>, 1, 1, 1, 1));
+    // Inputs, outputs, side, size and stride: those of the CIFAR family, which has some several times, then 3×3 of the other.
+    let kinds = [
+        (3, 64, 32, 3, 1),
+        (64, 64, 32, 3, 1),
+        (64, 128, 32, 3, 2),
+        (64, 128, 32, 1, 2),
+        (128, 128, 16, 3, 1),
+        (128, 256, 16, 3, 2),
+        (128, 256, 16, 1, 2),
+        (256, 256, 8, 3, 1),
+        (256, 512, 8, 3, 2),
+        (256, 512, 8, 1, 2),
+        (512, 512, 4, 3, 1),
+        (64, 64, 56, 3, 1),
+        (128, 128, 28, 3, 1),
+        (256, 256, 14, 3, 1),
+        (512, 512, 7, 3, 1),
+    ];
+    for (inputs, outputs, side, size, stride) in kinds {
+        let family = if [56, 28, 14, 7].contains(&side) { "imagenet" } else { "cifar" };
+        let batch = if family == "cifar" { args.batch } else { args.batch / 4 };
+        let (maps, weights) = (random([batch, inputs, side, side]), random([outputs, inputs, size, size]));
+        // As in a network, the images themselves have no gradient.
+        let maps = if inputs == 3 { maps.detach() } else { maps };
+        let libtorch = || time(&maps, &weights, |x, w| x.conv2d(w, None::<Tensor>, stride, size / 2, 1, 1));
+        let ours =
+            || winograd::takes(&maps, &weights, stride).then(|| time(&maps, &weights, winograd::convolution));
         (ours(), libtorch());
         let rounds: Vec<_> = (0..args.rounds).map(|_| (ours(), libtorch())).collect();
-        let part = |side: fn(&([f64; 2], [f64; 2])) -> f64| median(rounds.iter().map(side));
+        let of_libtorch = |part: usize| median(rounds.iter().map(|round| round.1[part]));
+        let of_ours = |part: usize| {
+            let times: Option<Vec<f64>> = rounds.iter().map(|round| Some(round.0?[part])).collect();
+            times.map(|times| median(times.into_iter()))
+        };
+        let ratios: Option<Vec<f64>> = rounds
+            .iter()
+            .map(|(ours, libtorch)| Some(libtorch.iter().sum::<f64>() / ours.as_ref()?.iter().sum::<f64>()))
+            .collect();
         println!(
             "{}",
             serde_json::json!({
-                "batch": batch, "channels": channels, "side": side,
-                "forward_ms": part(|r| r.0[0]), "libtorch_forward_ms": part(|r| r.1[0]),
-                "backward_ms": part(|r| r.0[1]), "libtorch_backward_ms": part(|r| r.1[1]),
-                "ratio": part(|r| (r.1[0] + r.1[1]) / (r.0[0] + r.0[1])),
+                "family": family, "batch": batch, "side": side, "inputs": inputs, "outputs": outputs,
+                "size": size, "stride": stride,
+                "forward_ms": of_ours(0), "libtorch_forward_ms": of_libtorch(0),
+                "backward_ms": of_ours(1), "libtorch_backward_ms": of_libtorch(1),
+                "ratio": ratios.map(|ratios| median(ratios.into_iter())),
             })
         );
     }

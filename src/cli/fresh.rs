@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use toml::{Table, Value};
 
-use super::inputs::{absolute, prepare_computing, preset_for, stored_path, without_unreadable};
+use super::inputs::{absolute, preset_for, set_threads, stored_path, without_unreadable};
 use super::running::Notes;
 use super::settings::Settings;
 use crate::config::{Preset, TrainConfig, check_threads, read_layer};
@@ -60,7 +60,7 @@ impl Opened {
         // Listing files uses the same threads as training, so their number is settled first.
         let threads = layered(&flags, &file, "threads").and_then(Value::as_integer).unwrap_or(0);
         check_threads(threads)?;
-        prepare_computing(threads as usize)?;
+        set_threads(threads as usize)?;
         let seed = layered(&flags, &file, "seed").and_then(Value::as_integer).unwrap_or(0) as u64;
         let test_path = layered(&flags, &file, "test-data").and_then(Value::as_str).map(PathBuf::from);
         // A format in the configuration belongs to the data named there.
@@ -107,7 +107,8 @@ impl Opened {
     }
 }
 
-/// Refuses a run on `n` images that will not fit into memory, unless `ignore` says to go on; then it is a note.
+/// Refuses a run on `n` images that will not fit into memory, unless `ignore` says to go on; then it is a note. Where there is
+/// plenty, freed memory is kept from now on, which makes steps faster.
 ///
 /// # Errors
 /// [`Error::Usage`] with what is needed and what there is.
@@ -119,7 +120,11 @@ pub fn check_memory(
     device: tch::Device,
 ) -> Result<()> {
     let Some(available) = memory::available() else { return Ok(()) };
-    match Estimate::new(config, n, device).check(&available) {
+    let estimate = Estimate::new(config, n, device);
+    if estimate.leaves_as_much(&available) {
+        memory::keep_freed();
+    }
+    match estimate.check(&available) {
         Err(error) if ignore => {
             notes.add(&error.to_string());
             Ok(())

@@ -132,13 +132,11 @@ pub fn open_run_data(
     Ok(splits)
 }
 
-/// Prepares computing: the number of threads of libtorch and of our own kernels (0 takes all cores), and what becomes of memory
-/// that is freed.
+/// Fixes the number of computing threads of libtorch and of our own kernels; 0 takes all cores.
 ///
 /// # Errors
 /// If the threads cannot be started.
-pub fn prepare_computing(threads: usize) -> Result<()> {
-    keep_freed_memory();
+pub fn set_threads(threads: usize) -> Result<()> {
     let threads =
         if threads == 0 { std::thread::available_parallelism().map_or(1, usize::from) } else { threads };
     tch::set_num_threads(threads as i32);
@@ -146,18 +144,6 @@ pub fn prepare_computing(threads: usize) -> Result<()> {
         .num_threads(threads)
         .build_global()
         .map_err(|e| Error::usage(format!("--threads {threads}: {e}")))
-}
-
-/// Tells the allocator to keep what is freed. A step frees and asks for the same hundreds of megabytes again; given back
-/// to the system in between, every page of them would be mapped and cleared again.
-fn keep_freed_memory() {
-    #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    // SAFETY: changes how glibc allocates from now on, nothing that was allocated. Where it refuses, all stays as it was.
-    unsafe {
-        libc::mallopt(libc::M_MMAP_MAX, 0);
-        libc::mallopt(libc::M_TRIM_THRESHOLD, i32::MAX);
-        libc::mallopt(libc::M_TOP_PAD, 64 << 20);
-    }
 }
 
 /// Number of images looked at to choose a preset.

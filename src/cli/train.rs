@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use log::LevelFilter;
 
 use super::fresh::{Asked, Opened, check_memory, checked};
-use super::inputs::{absolute, bar, data_name, prepare_computing, stored_path};
+use super::inputs::{absolute, bar, data_name, set_threads, stored_path};
 use super::running::{self, Notes, Parts, Watching, write_manifest};
 use super::settings::Settings;
 use super::{eval, pretrained};
@@ -203,7 +203,7 @@ fn resume(path: &Path, arguments: &Arguments) -> Result<()> {
         flags.insert("test-data".into(), absolute(path)?.to_string_lossy().into_owned().into());
     }
     let config = start::resumed_config(&found, &flags)?;
-    prepare_computing(config.threads)?;
+    set_threads(config.threads)?;
     let device = config.device.resolve()?;
     config.validate_on(device)?;
     notes.about_device(config.device);

@@ -10,7 +10,7 @@ use serde_json::Value;
 use arguments::Start;
 use bench::{Bench, key};
 
-use super::inputs::prepare_computing;
+use super::inputs::set_threads;
 use super::say;
 use super::subject::Subject;
 use crate::checkpoint::signals::Interrupt;
@@ -21,7 +21,7 @@ use crate::error::{Error, Result};
 /// Fine-tunes, tests, and prints what is reached.
 pub fn run(arguments: Arguments) -> Result<()> {
     arguments.check()?;
-    prepare_computing(arguments.threads)?;
+    set_threads(arguments.threads)?;
     let subject = arguments.subject.open()?;
     let test = labelled_test(&subject)?;
     let mut bench = Bench::open(&arguments, &subject, test)?;

@@ -7,7 +7,7 @@ pub use arguments::Arguments;
 
 use arguments::Solver;
 
-use super::inputs::{bar, prepare_computing};
+use super::inputs::{bar, set_threads};
 use super::say;
 use super::subject::Subject;
 use crate::checkpoint::signals::Interrupt;
@@ -69,7 +69,7 @@ impl<'a> Labelled<'a> {
 /// Finds the classifiers and prints what they reach.
 pub fn run(arguments: Arguments) -> Result<()> {
     arguments.check()?;
-    prepare_computing(arguments.threads)?;
+    set_threads(arguments.threads)?;
     let subject = arguments.subject.open()?;
     let labelled = Labelled::of(&subject)?;
     let places = Place::of(&subject.encoder, subject.found.saved.config.image_size, &arguments.layers);

@@ -4,8 +4,10 @@
 //! against measured peaks of both families; docs/RELIABILITY.md says how near it came.
 
 mod available;
+mod kept;
 
 pub use available::{Available, available};
+pub use kept::keep_freed;
 
 use tch::Device;
 
@@ -69,10 +71,19 @@ impl Estimate {
         let options = LoaderOptions::default();
         let ahead = (2 * options.prefetch as u64 + 1) * batch.max(EVALUATION_BATCH.min(n) as u64) * view;
         let if_host = |bytes| if on_host { bytes } else { 0 };
+        // Working memory of our own convolutions, of the widest 3×3 layer: factors of its weights and their gradient's, 36 each,
+        // and of a block of tiles (`model::winograd`).
+        let widest = 8 * config.width as u64;
+        let kernels = match value {
+            4 => float * (2 * 36 * widest.pow(2) + 2 * 36 * 129 * widest),
+            _ => 0,
+        };
         Estimate {
             bank,
             weights: if_host(2 * weights),
-            step: if_host(weights + batch * ((KEPT_MAPS * all + PASSING_MAPS * largest) * value + input)),
+            step: if_host(
+                weights + kernels + batch * ((KEPT_MAPS * all + PASSING_MAPS * largest) * value + input),
+            ),
             evaluation: if evaluates { if_host(evaluation) } else { 0 },
             checkpoint: 2 * weights,
             loader: ahead + config.workers as u64 * DECODING.min(200 * view),
@@ -83,6 +94,11 @@ impl Estimate {
     pub fn peak(&self) -> u64 {
         let in_turn = self.step.max(self.evaluation).max(self.checkpoint);
         self.bank + self.weights + in_turn + self.loader + OVERHEAD
+    }
+
+    /// Whether `available` is twice what is needed, so that freed memory may be [kept](keep_freed).
+    pub fn leaves_as_much(&self, available: &Available) -> bool {
+        2 * self.peak() <= available.bytes
     }
 
     /// Refuses a run that does not fit into `available`.

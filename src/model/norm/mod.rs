@@ -1,0 +1,281 @@
+//! BatchNorm with what follows it in a ResNet, the residual sum and the ReLU, in as few passes over the maps as there can
+//! be: for fp32 maps on the CPU. libtorch has an operation, and a pass or more, for each.
+//!
+//! Sums are taken in an order that does not depend on the number of threads.
+
+mod passes;
+
+use tch::{Tensor, no_grad};
+
+use super::autograd::attach;
+use super::channels_last::{ChannelsLast, Chunk, Fresh, fits};
+use super::threads::share;
+use crate::simd::{Isa, LANES};
+use passes::{Apply, BlockGradients, BlockMoments, Gradients};
+
+/// Chunks of one block of pixels, 64 KiB: what is read twice is still in the cache the second time.
+const BLOCK: usize = 1024;
+
+/// Pixels of a block, `chunks` each: their values are summed in single precision, blocks in double.
+fn pixels_of_block(chunks: usize) -> usize {
+    (BLOCK / chunks).max(1)
+}
+
+/// What a network does with normalised maps.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Then<'a> {
+    /// Nothing.
+    Stop,
+    /// `max(0, ·)`.
+    Relu,
+    /// Adds these maps, of the same shape, then `max(0, ·)`.
+    AddRelu(&'a Tensor),
+}
+
+impl<'a> Then<'a> {
+    /// What is added.
+    fn residual(self) -> Option<&'a Tensor> {
+        match self {
+            Then::AddRelu(residual) => Some(residual),
+            Then::Stop | Then::Relu => None,
+        }
+    }
+
+    fn relu(self) -> bool {
+        !matches!(self, Then::Stop)
+    }
+}
+
+/// Parameters of a BatchNorm, `[C]` each.
+#[derive(Clone, Copy)]
+pub(super) struct Norm<'a> {
+    pub weight: &'a Tensor,
+    pub bias: &'a Tensor,
+    pub running_mean: &'a Tensor,
+    pub running_var: &'a Tensor,
+    /// Weight of the newest batch in the running statistics.
+    pub momentum: f64,
+    /// Added to the variance.
+    pub epsilon: f64,
+}
+
+/// Whether [`train`] and [`evaluate`] take these maps `[B, C, H, W]`.
+pub(super) fn takes(maps: &Tensor) -> bool {
+    fits(maps)
+}
+
+/// `maps` `[B, C, H, W]` normalised by their own statistics, which move the running ones (the variance unbiased), and
+/// `then`: as PyTorch's `batch_norm`, `add` and `relu` in training. Part of libtorch's graph.
+pub(super) fn train(maps: &Tensor, norm: Norm, then: Then) -> Tensor {
+    train_with(Isa::best(), maps, norm, then)
+}
+
+fn train_with(isa: Isa, maps: &Tensor, norm: Norm, then: Then) -> Tensor {
+    let (x, parameters) = no_grad(|| (ChannelsLast::of(maps), [norm.weight, norm.bias].map(numbers)));
+    let statistics = Statistics::of(isa, &x, norm.epsilon);
+    no_grad(|| statistics.move_running(norm, x.chunks().len() / x.chunks_per_pixel()));
+    let out = no_grad(|| statistics.apply(isa, &x, &parameters, then));
+    // Its signs are those of what the ReLU let through.
+    let passed = then.relu().then(|| ChannelsLast::of(&out));
+    let [weight, _] = parameters;
+    let gradients = move |gradient: &Tensor, wanted: [bool; 2]| {
+        no_grad(|| {
+            let gradient = ChannelsLast::of(gradient);
+            let sums = statistics.gradient_sums(isa, &x, &gradient, passed.as_ref());
+            let of_maps = wanted[0].then(|| Fresh::new(x.size));
+            let of_residual = wanted[1].then(|| Fresh::new(x.size));
+            let [maps, residual] = statistics.gradients(
+                isa,
+                &x,
+                &weight,
+                &gradient,
+                passed.as_ref(),
+                &sums,
+                [of_maps, of_residual],
+            );
+            let [of_bias, of_weight] = sums.map(|sums| Tensor::from_slice(sums.as_flattened()));
+            (maps, of_weight, of_bias, residual)
+        })
+    };
+    match then.residual() {
+        None => attach(out, [maps, norm.weight, norm.bias], move |gradient, wanted| {
+            let (maps, weight, bias, _) = gradients(gradient, [wanted[0], false]);
+            [maps, Some(weight), Some(bias)]
+        }),
+        Some(residual) => attach(out, [maps, norm.weight, norm.bias, residual], move |gradient, wanted| {
+            let (maps, weight, bias, residual) = gradients(gradient, [wanted[0], wanted[3]]);
+            [maps, Some(weight), Some(bias), residual]
+        }),
+    }
+}
+
+/// As [`train`], normalised by the running statistics instead, which stay as they are: without a graph.
+pub(super) fn evaluate(maps: &Tensor, norm: Norm, then: Then) -> Tensor {
+    no_grad(|| {
+        let parameters = [norm.weight, norm.bias].map(numbers);
+        Statistics::running(norm).apply(Isa::best(), &ChannelsLast::of(maps), &parameters, then)
+    })
+}
+
+/// The numbers of `tensor` `[C]`, sixteen at a time.
+fn numbers(tensor: &Tensor) -> Vec<Chunk> {
+    let numbers = super::to_vec_f32(&tensor.detach());
+    numbers.as_chunks().0.to_vec()
+}
+
+/// Of every channel, sixteen at a time.
+struct Statistics {
+    mean: Vec<Chunk>,
+    /// Without Bessel's correction.
+    variance: Vec<Chunk>,
+    /// `1/√(variance + ε)`.
+    inverse: Vec<Chunk>,
+}
+
+impl Statistics {
+    fn of(isa: Isa, maps: &ChannelsLast, epsilon: f64) -> Self {
+        let (chunks, values) = (maps.chunks_per_pixel(), maps.chunks());
+        let blocks =
+            sums_of_blocks(chunks, values, |values, _, out| isa.run(BlockMoments { chunks, values, out }));
+        let pixels = values.len() / chunks;
+        let block = pixels_of_block(chunks);
+        let sizes = || (0..pixels).step_by(block).map(|first| block.min(pixels - first) as f64);
+        // Chan, Golub and LeVeque's way to join the moments of parts.
+        let means = in_double(&blocks, chunks, 0, sizes().map(|size| size / pixels as f64));
+        let mut squares = in_double(&blocks, chunks, 1, sizes().map(|_| 1.0));
+        for (block, size) in blocks.chunks_exact(2 * chunks).zip(sizes()) {
+            let means_of_block = block[..chunks].as_flattened();
+            for ((square, of_block), mean) in squares.iter_mut().zip(means_of_block).zip(&means) {
+                *square += size * (f64::from(*of_block) - mean).powi(2);
+            }
+        }
+        let variance = squares.iter().map(|square| square / pixels as f64);
+        Statistics {
+            mean: in_single(means.iter().copied()),
+            inverse: in_single(variance.clone().map(|variance| 1.0 / (variance + epsilon).sqrt())),
+            variance: in_single(variance),
+        }
+    }
+
+    /// The running ones.
+    fn running(norm: Norm) -> Self {
+        let variance = numbers(norm.running_var);
+        let values = variance.as_flattened().iter().map(|variance| f64::from(*variance));
+        Statistics {
+            mean: numbers(norm.running_mean),
+            inverse: in_single(values.map(|variance| 1.0 / (variance + norm.epsilon).sqrt())),
+            variance,
+        }
+    }
+
+    /// Moves the running statistics towards these, of `pixels` values.
+    fn move_running(&self, norm: Norm, pixels: usize) {
+        let unbiased = pixels as f64 / (pixels as f64 - 1.0);
+        for (running, new, factor) in
+            [(norm.running_mean, &self.mean, 1.0), (norm.running_var, &self.variance, unbiased)]
+        {
+            let new = Tensor::from_slice(new.as_flattened()) * (factor * norm.momentum);
+            let moved = running * (1.0 - norm.momentum) + new;
+            running.shallow_clone().copy_(&moved);
+        }
+    }
+
+    /// `maps` normalised, and `then`.
+    fn apply(&self, isa: Isa, maps: &ChannelsLast, [weight, bias]: &[Vec<Chunk>; 2], then: Then) -> Tensor {
+        let each = pixels_of_block(weight.len()) * weight.len();
+        let residual = then.residual().map(ChannelsLast::of);
+        let residual = residual.as_ref().map(ChannelsLast::chunks);
+        let relu = then.relu();
+        let mut out = Fresh::new(maps.size);
+        let blocks = maps.chunks().chunks(each).zip(out.chunks_mut().chunks_mut(each)).enumerate();
+        share(blocks, |(index, (maps, out))| {
+            let residual = residual.map(|residual| &residual[index * each..][..maps.len()]);
+            isa.run(Apply { statistics: self, weight, bias, maps, residual, relu, out });
+        });
+        out.into_tensor()
+    }
+
+    /// Of every channel: the sum of the gradients that `passed`, and that of their products with the normalised values.
+    /// These are the gradients of bias and weight.
+    fn gradient_sums(
+        &self,
+        isa: Isa,
+        maps: &ChannelsLast,
+        gradient: &ChannelsLast,
+        passed: Option<&ChannelsLast>,
+    ) -> [Vec<Chunk>; 2] {
+        let (chunks, maps, passed) =
+            (maps.chunks_per_pixel(), maps.chunks(), passed.map(ChannelsLast::chunks));
+        let blocks = sums_of_blocks(chunks, gradient.chunks(), |gradient, first, out| {
+            let part = first..first + gradient.len();
+            let (maps, passed) = (&maps[part.clone()], passed.map(|passed| &passed[part.clone()]));
+            isa.run(BlockGradients { statistics: self, maps, gradient, passed, out });
+        });
+        [0, 1].map(|which| in_single(in_double(&blocks, chunks, which, std::iter::repeat(1.0)).into_iter()))
+    }
+
+    /// The gradients of the maps and of what was added to them, in the memory that is there for them.
+    #[expect(clippy::too_many_arguments, reason = "what a gradient depends on")]
+    fn gradients(
+        &self,
+        isa: Isa,
+        maps: &ChannelsLast,
+        weight: &[Chunk],
+        gradient: &ChannelsLast,
+        passed: Option<&ChannelsLast>,
+        sums: &[Vec<Chunk>; 2],
+        mut out: [Option<Fresh>; 2],
+    ) -> [Option<Tensor>; 2] {
+        let chunks = maps.chunks_per_pixel();
+        let each = pixels_of_block(chunks) * chunks;
+        let pixels = maps.chunks().len() / chunks;
+        let (maps, gradient, passed) = (maps.chunks(), gradient.chunks(), passed.map(ChannelsLast::chunks));
+        let [of_maps, of_residual] = &mut out;
+        let mut of_maps = of_maps.as_mut().map(|out| out.chunks_mut().chunks_mut(each));
+        let mut of_residual = of_residual.as_mut().map(|out| out.chunks_mut().chunks_mut(each));
+        let blocks = maps.chunks(each).enumerate().map(|(index, maps)| {
+            let out = [&mut of_maps, &mut of_residual].map(|out| out.as_mut().and_then(Iterator::next));
+            (index * each, maps, out)
+        });
+        share(blocks, |(first, maps, out)| {
+            let part = first..first + maps.len();
+            let (gradient, passed) = (&gradient[part.clone()], passed.map(|passed| &passed[part.clone()]));
+            isa.run(Gradients { statistics: self, weight, sums, pixels, maps, gradient, passed, out });
+        });
+        out.map(|out| out.map(Fresh::into_tensor))
+    }
+}
+
+/// Two chunks for every chunk of channels, of each block of pixels, as `of_block(values, where they begin, out)` finds them.
+fn sums_of_blocks(
+    chunks: usize,
+    values: &[Chunk],
+    of_block: impl Fn(&[Chunk], usize, &mut [Chunk]) + Sync,
+) -> Vec<Chunk> {
+    let each = pixels_of_block(chunks) * chunks;
+    let mut sums = vec![[0.0; LANES]; values.len().div_ceil(each) * 2 * chunks];
+    let blocks = values.chunks(each).zip(sums.chunks_exact_mut(2 * chunks)).enumerate();
+    share(blocks, |(index, (values, out))| of_block(values, index * each, out));
+    sums
+}
+
+/// The first or second of the numbers of [`sums_of_blocks`], summed over blocks with `weights`.
+fn in_double(blocks: &[Chunk], chunks: usize, which: usize, weights: impl Iterator<Item = f64>) -> Vec<f64> {
+    let mut sums = vec![0.0; chunks * LANES];
+    for (block, weight) in blocks.chunks_exact(2 * chunks).zip(weights) {
+        let values = block[which * chunks..][..chunks].as_flattened();
+        for (sum, value) in sums.iter_mut().zip(values) {
+            *sum += weight * f64::from(*value);
+        }
+    }
+    sums
+}
+
+/// Rounded, sixteen at a time.
+fn in_single(numbers: impl Iterator<Item = f64>) -> Vec<Chunk> {
+    let numbers: Vec<f32> = numbers.map(|number| number as f32).collect();
+    numbers.as_chunks().0.to_vec()
+}
+
+#[cfg(test)]
+mod tests;
