@@ -89,19 +89,14 @@ impl Kernel for KernelFactors<'_> {
         for from in 0..step / LANES {
             // Weights have their inputs side by side; going forward, vectors are of outputs.
             let mut turned = [[[0.0; LANES]; 9]; LANES];
-            if self.forward {
-                for output in 0..LANES {
-                    for place in 0..9 {
-                        let inputs = self.weights.at(self.to * LANES + output, place, from);
-                        for input in 0..LANES {
-                            turned[input][place][output] = inputs[input];
+            for (channel, turned) in turned.iter_mut().enumerate() {
+                for (place, vector) in turned.iter_mut().enumerate() {
+                    if self.forward {
+                        for (output, number) in vector.iter_mut().enumerate() {
+                            *number = self.weights.at(self.to * LANES + output, place, from)[channel];
                         }
-                    }
-                }
-            } else {
-                for output in 0..LANES {
-                    for place in 0..9 {
-                        turned[output][place] = *self.weights.at(from * LANES + output, 8 - place, self.to);
+                    } else {
+                        *vector = *self.weights.at(from * LANES + channel, 8 - place, self.to);
                     }
                 }
             }
