@@ -78,7 +78,9 @@ fn main() {
         let libtorch = || time(&maps, &weights, |x, w| x.conv2d(w, None::<Tensor>, stride, size / 2, 1, 1));
         let ours =
             || winograd::takes(&maps, &weights, stride).then(|| time(&maps, &weights, winograd::convolution));
-        (ours(), libtorch());
+        // Once to warm up.
+        ours();
+        libtorch();
         let rounds: Vec<_> = (0..args.rounds).map(|_| (ours(), libtorch())).collect();
         let of_libtorch = |part: usize| median(rounds.iter().map(|round| round.1[part]));
         let of_ours = |part: usize| {
