@@ -2,7 +2,7 @@
 
 /// Tells the allocator to keep what is freed from now on. A step frees and asks for the same hundreds of megabytes again;
 /// given back to the system in between, every page of them would be mapped and cleared again, a tenth of a step's time. Kept
-/// memory is used less tightly: the process grows by up to a half.
+/// memory is used less tightly: docs/RELIABILITY.md has by how much the process grows.
 pub fn keep_freed() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     // SAFETY: changes how glibc allocates from now on, nothing that was allocated. Where it refuses, all stays as it was.
