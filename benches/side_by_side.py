@@ -74,7 +74,10 @@ def compare(title, rounds, ours, theirs):
         left, right = ([pair[side][key] for pair in pairs] for side in (0, 1))
         faster_is_more = key.endswith("per_s")
         ratios = [(a / b if faster_is_more else b / a) if a and b else float("nan") for a, b in zip(left, right)]
-        print(f"| {key} | {statistics.median(left):.1f} | {statistics.median(right):.1f} | {statistics.median(ratios):.2f}× |")
+        left, right = statistics.median(left), statistics.median(right)
+        # Of waiting for nothing there is no ratio.
+        ratio = f"{statistics.median(ratios):.2f}×" if min(left, right) >= 0.1 else ""
+        print(f"| {key} | {left:.1f} | {right:.1f} | {ratio} |")
     sys.stdout.flush()
 
 
@@ -89,10 +92,11 @@ def main():
     args = parser.parse_args()
     python = args.python or peer_python()
     wanted = args.only.split(",")
-    cpu = next((l.split(":")[1].strip() for l in open("/proc/cpuinfo") if l.startswith("model name")), platform.processor()) if Path("/proc/cpuinfo").exists() else platform.processor()
+    about = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    cpu = next((line.split(":")[1].strip() for line in about.splitlines() if line.startswith("model name")), platform.processor())
     print(f"machine: {cpu}, {os.cpu_count()} cores; {args.rounds} alternating rounds, medians", flush=True)
     # PyTorch as published, and at its best: bf16 where there are instructions for it, and compiled if that is faster.
-    best = "modern" if "avx512_bf16" in Path("/proc/cpuinfo").read_text() else "last"
+    best = "modern" if "avx512_bf16" in about else "last"
     modes = [("classic", False), (best, False), (best, True)]
     with tempfile.TemporaryDirectory() as scratch:
         scratch = Path(scratch)

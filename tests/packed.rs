@@ -134,7 +134,7 @@ fn large_images_are_resized_once_and_test_views_stay_the_same() {
             assert_eq!(view(a), view(&b));
             let (size, all) = (b.dimensions(), Crop::whole(a.width(), a.height()));
             let mut expected = RgbImage::new(size.0, size.1);
-            Resizer::default().resize(a, all, size, Crop::whole(size.0, size.1), &mut expected);
+            Resizer::default().resize(a, all, size, Crop::whole(size.0, size.1), false, &mut expected);
             assert!(expected == b);
             resized += usize::from(a.dimensions() != b.dimensions());
         }

@@ -68,6 +68,18 @@ fn openmp() -> Option<Parallel> {
     })
 }
 
+/// Calls `work` with another number of libtorch's threads; one caller at a time, since that number is the process's.
+#[cfg(test)]
+pub(super) fn with_count<T>(threads: usize, work: impl FnOnce() -> T) -> T {
+    static CHANGED: Mutex<()> = Mutex::new(());
+    let _changed = CHANGED.lock().unwrap_or_else(PoisonError::into_inner);
+    let before = tch::get_num_threads();
+    tch::set_num_threads(threads as i32);
+    let result = work();
+    tch::set_num_threads(before);
+    result
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -7,8 +7,7 @@
 use super::{LossAndGradient, Problem, RowLoss};
 use crate::bank::MemoryBank;
 use crate::bank::kernels::tile::{GROUP, Left, Panel, STRIP, TILE, Transposed, padded, product};
-use crate::simd::Aligned;
-use crate::simd::{Kernel, LANES, Simd};
+use crate::simd::{Aligned, Kernel, LANES, Simd};
 use rayon::prelude::*;
 use std::ops::Range;
 

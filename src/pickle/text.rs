@@ -146,7 +146,7 @@ pub(super) fn quoted(line: &[u8]) -> Result<Cow<'_, [u8]>, String> {
     Ok(Cow::Owned(out))
 }
 
-/// `UNICODE`: LATIN-1 with `\uXXXX` and `\UXXXXXXXX` escapes. A lone surrogate becomes U+FFFD.
+/// `UNICODE`: LATIN-1 with escapes of four (`\u`) and eight (`\U`) hexadecimal digits. A lone surrogate becomes U+FFFD.
 pub(super) fn raw_unicode(line: &[u8]) -> Result<Cow<'_, str>, String> {
     if line.is_ascii() && !line.contains(&b'\\') {
         return Ok(String::from_utf8_lossy(line));

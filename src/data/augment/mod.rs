@@ -146,10 +146,7 @@ impl AugmentParameters {
     ) {
         // Flipped at once: colours do not depend on where a pixel is.
         let (square, all) = ((size, size), Crop::whole(size, size));
-        match self.flip {
-            false => scratch.resizer.resize(image, self.crop, square, all, out),
-            true => scratch.resizer.resize_mirrored(image, self.crop, square, all, out),
-        }
+        scratch.resizer.resize(image, self.crop, square, all, self.flip, out);
         for op in &self.color {
             op.apply(out);
         }
@@ -204,11 +201,11 @@ impl TestTransform {
         let window = Crop { top, left, height: window_height, width: window_width };
         let whole = Crop::whole(image.width(), image.height());
         if (window_width, window_height) == (size, size) {
-            return scratch.resizer.resize(image, whole, (width, height), window, out);
+            return scratch.resizer.resize(image, whole, (width, height), window, false, out);
         }
         let row_bytes = window_width as usize * 3;
         scratch.padded.resize(row_bytes * window_height as usize, 0);
-        scratch.resizer.resize(image, whole, (width, height), window, &mut scratch.padded);
+        scratch.resizer.resize(image, whole, (width, height), window, false, &mut scratch.padded);
         out.fill(0);
         let rows = out.chunks_exact_mut(size as usize * 3).skip(y as usize);
         for (row, source) in rows.zip(scratch.padded.chunks_exact(row_bytes)) {

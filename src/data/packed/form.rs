@@ -145,7 +145,7 @@ fn shrunk(image: RgbImage, short_side: Option<u32>) -> RgbImage {
     }
     let mut out = RgbImage::new(width, height);
     let all = Crop::whole(image.width(), image.height());
-    Resizer::default().resize(&image, all, (width, height), Crop::whole(width, height), &mut out);
+    Resizer::default().resize(&image, all, (width, height), Crop::whole(width, height), false, &mut out);
     out
 }
 

@@ -1,4 +1,5 @@
 use super::*;
+use crate::model::threads::with_count;
 use tch::{Device, Kind};
 
 const EPSILON: f64 = 1e-5;
@@ -114,15 +115,11 @@ fn evaluation_takes_the_running_statistics_and_leaves_them_alone() {
 
 #[test]
 fn the_number_of_threads_changes_no_bit() {
-    let with = |threads| {
-        tch::set_num_threads(threads);
+    let bits = || {
         let parts = passes(Kind::Float, [7, 32, 12, 12], 0.1, true, true, train);
         parts.iter().map(crate::model::to_vec_f32).collect::<Vec<_>>()
     };
-    let before = tch::get_num_threads();
-    let (one, three) = (with(1), with(3));
-    tch::set_num_threads(before);
-    assert_eq!(one, three);
+    assert_eq!(with_count(1, bits), with_count(3, bits));
 }
 
 #[test]

@@ -11,6 +11,7 @@ mod transform;
 
 use tch::{Tensor, no_grad};
 
+pub use self::passes::working_bytes;
 use self::passes::{Weights, convolve, weight_gradient};
 use self::transform::Maps;
 use super::autograd::attach;

@@ -25,6 +25,14 @@ fn apart(count: usize) -> usize {
     count | 1
 }
 
+/// Bytes of working memory that a convolution of `channels` inputs and outputs takes: the weights' factors, the sums of their
+/// gradient, and a block of tiles of both. It is kept from one convolution to the next, so that a network's largest counts.
+pub fn working_bytes(channels: usize) -> usize {
+    let weights = POINTS * apart(channels) * channels;
+    let tiles = POINTS * apart(SUMMED) * channels;
+    (2 * weights + 2 * tiles) * size_of::<f32>()
+}
+
 /// `3×3` weights `[outputs, 3, 3, inputs]`; outputs and inputs in chunks of sixteen.
 #[derive(Clone, Copy)]
 pub(super) struct Weights<'a> {
@@ -114,6 +122,7 @@ pub(super) fn convolve(isa: Isa, maps: &[Chunk], shape: Maps, factors: &Factors,
     let threads = threads::count();
     let tiles = shape.tile_rows() * shape.tiles_across();
     let rows = (TOGETHER.min(tiles.div_ceil(threads)) / shape.tiles_across()).max(1);
+    let source = Source { maps, shape, side: Side::Inputs };
     let target = Maps { chunks: factors.to, ..shape };
     let mut rest = out;
     let blocks = (0..shape.tile_rows()).step_by(rows).map(|first| {
@@ -124,14 +133,13 @@ pub(super) fn convolve(isa: Isa, maps: &[Chunk], shape: Maps, factors: &Factors,
         (first, rows, block)
     });
     share(blocks, |(first, rows, out)| {
-        isa.run(Convolve { maps, shape, target, factors, first, rows, out });
+        isa.run(Convolve { source, target, factors, first, rows, out });
     });
 }
 
 /// A block of rows of tiles.
 struct Convolve<'a> {
-    maps: &'a [Chunk],
-    shape: Maps,
+    source: Source<'a>,
     target: Maps,
     factors: &'a Factors,
     first: usize,
@@ -143,14 +151,15 @@ impl Kernel for Convolve<'_> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let Convolve { maps, shape, target, factors, first, rows, out } = self;
+        let Convolve { source, target, factors, first, rows, out } = self;
+        let shape = source.shape;
         let across = shape.tiles_across();
         let tiles = rows * across;
         let step = apart(tiles);
         let mut scratch = Scratch::new((factors.from + 1) * POINTS * step);
         let (inputs, products) = scratch.split_at_mut(factors.from * POINTS * step);
         for (chunk, inputs) in inputs.chunks_mut(POINTS * step).enumerate() {
-            input_factors(simd, maps, shape, first, rows, chunk, inputs);
+            source.factors(simd, first, rows, chunk, inputs);
         }
         let channels = factors.from * LANES;
         for to in 0..factors.to {
@@ -185,48 +194,43 @@ impl Kernel for Convolve<'_> {
     }
 }
 
-/// The factors of `rows` rows of tiles from `first` on, channels `chunk`: `[POINTS, apart(tiles)]`.
-#[inline(always)]
-fn input_factors<S: Simd>(
-    simd: S,
-    maps: &[Chunk],
+/// Maps that tiles are cut from.
+#[derive(Clone, Copy)]
+struct Source<'a> {
+    maps: &'a [Chunk],
     shape: Maps,
-    first: usize,
-    rows: usize,
-    chunk: usize,
-    out: &mut [Chunk],
-) {
-    let across = shape.tiles_across();
-    let step = out.len() / POINTS;
-    for row in 0..rows {
-        let (image, top, _) = shape.tile_row(first + row);
-        for tile in 0..across {
-            let corner = [top as isize - 1, (tile * OUTPUTS) as isize - 1];
-            let factors = input_tile(simd, &shape.load(simd, maps, [image, chunk], corner));
-            store_square(simd, factors, &mut out[row * across + tile..], step);
-        }
-    }
+    side: Side,
 }
 
-/// As [`input_factors`], of the gradient of the outputs: what multiplies the inputs' factors in the gradient of the weights'.
-#[inline(always)]
-fn output_gradient_factors<S: Simd>(
-    simd: S,
-    gradient: &[Chunk],
-    shape: Maps,
-    first: usize,
-    rows: usize,
-    chunk: usize,
-    out: &mut [Chunk],
-) {
-    let across = shape.tiles_across();
-    let step = out.len() / POINTS;
-    for row in 0..rows {
-        let (image, top, _) = shape.tile_row(first + row);
-        for tile in 0..across {
-            let corner = [top as isize, (tile * OUTPUTS) as isize];
-            let factors = output_gradient_tile(simd, &shape.load(simd, gradient, [image, chunk], corner));
-            store_square(simd, factors, &mut out[row * across + tile..], step);
+/// What the maps of a [`Source`] are to the convolution.
+#[derive(Clone, Copy)]
+enum Side {
+    /// Its inputs: a tile needs a margin of them.
+    Inputs,
+    /// The gradient of its outputs, which multiplies the inputs' factors in the gradient of the weights'.
+    OutputGradient,
+}
+
+impl Source<'_> {
+    /// The factors of `rows` rows of tiles from `first` on, channels `chunk`: `[POINTS, apart(tiles)]`.
+    #[inline(always)]
+    fn factors<S: Simd>(self, simd: S, first: usize, rows: usize, chunk: usize, out: &mut [Chunk]) {
+        let Source { maps, shape, side } = self;
+        let across = shape.tiles_across();
+        let step = out.len() / POINTS;
+        for row in 0..rows {
+            let (image, top, _) = shape.tile_row(first + row);
+            for tile in 0..across {
+                let [top, left] = [top, tile * OUTPUTS].map(|corner| corner as isize);
+                let at = [image, chunk];
+                let factors = match side {
+                    Side::Inputs => input_tile(simd, &shape.load(simd, maps, at, [top - 1, left - 1])),
+                    Side::OutputGradient => {
+                        output_gradient_tile(simd, &shape.load(simd, maps, at, [top, left]))
+                    }
+                };
+                store_square(simd, factors, &mut out[row * across + tile..], step);
+            }
         }
     }
 }
@@ -241,7 +245,9 @@ pub(super) fn weight_gradient(
     outputs: usize,
     out: &mut [Chunk],
 ) {
+    let inputs = Source { maps, shape, side: Side::Inputs };
     let target = Maps { chunks: outputs, ..shape };
+    let gradient = Source { maps: gradient, shape: target, side: Side::OutputGradient };
     let rows = (SUMMED / shape.tiles_across()).max(1);
     let sources = shape.chunks + outputs;
     // Of the gradient of the factors: `[inputs, POINTS, apart(16·outputs)]`, vectors of sixteen inputs.
@@ -268,7 +274,11 @@ pub(super) fn weight_gradient(
                 .map(move |(source, out)| (first, rows, source, out))
         });
         share(parts, |(first, rows, source, out)| {
-            isa.run(SourceFactors { maps, shape, gradient, target, first, rows, source, out });
+            let (source, chunk) = match source.checked_sub(shape.chunks) {
+                None => (inputs, source),
+                Some(chunk) => (gradient, chunk),
+            };
+            isa.run(SourceFactors { source, first, rows, chunk, out });
         });
         let all = sums.chunks_mut(apart(outputs * LANES)).enumerate();
         share(all, |(index, sums)| {
@@ -286,15 +296,12 @@ pub(super) fn weight_gradient(
     });
 }
 
-/// The factors of one chunk of channels, of the inputs or behind them of the outputs' gradient.
+/// [`Source::factors`] by themselves.
 struct SourceFactors<'a> {
-    maps: &'a [Chunk],
-    shape: Maps,
-    gradient: &'a [Chunk],
-    target: Maps,
+    source: Source<'a>,
     first: usize,
     rows: usize,
-    source: usize,
+    chunk: usize,
     out: &'a mut [Chunk],
 }
 
@@ -302,11 +309,7 @@ impl Kernel for SourceFactors<'_> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let SourceFactors { maps, shape, gradient, target, first, rows, source, out } = self;
-        match source.checked_sub(shape.chunks) {
-            None => input_factors(simd, maps, shape, first, rows, source, out),
-            Some(chunk) => output_gradient_factors(simd, gradient, target, first, rows, chunk, out),
-        }
+        self.source.factors(simd, self.first, self.rows, self.chunk, self.out);
     }
 }
 

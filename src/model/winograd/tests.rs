@@ -1,4 +1,5 @@
 use super::*;
+use crate::model::threads::with_count;
 use crate::model::to_vec_f32;
 use tch::{Device, Kind};
 
@@ -58,14 +59,8 @@ fn outputs_and_gradients_equal_a_direct_convolution_on_every_path() {
 #[test]
 fn the_number_of_threads_changes_no_bit() {
     let (maps, weights) = (random(&[9, 32, 10, 11], 1), random(&[16, 32, 3, 3], 2));
-    let with = |threads| {
-        tch::set_num_threads(threads);
-        passes(&maps, &weights, convolution).map(|tensor| to_vec_f32(&tensor))
-    };
-    let before = tch::get_num_threads();
-    let (one, three) = (with(1), with(3));
-    tch::set_num_threads(before);
-    assert_eq!(one, three);
+    let bits = || passes(&maps, &weights, convolution).map(|tensor| to_vec_f32(&tensor));
+    assert_eq!(with_count(1, bits), with_count(3, bits));
 }
 
 #[test]

@@ -16,7 +16,7 @@ use crate::config::{BankInit, Monitor, TrainConfig};
 use crate::data::loader::LoaderOptions;
 use crate::error::{Error, Result};
 use crate::eval::features::EVALUATION_BATCH;
-use crate::model::Precision;
+use crate::model::{Precision, winograd};
 
 /// Bytes of host memory that a run will take beyond what the process has by now (data that is kept in memory, libtorch
 /// itself).
@@ -71,11 +71,9 @@ impl Estimate {
         let options = LoaderOptions::default();
         let ahead = (2 * options.prefetch as u64 + 1) * batch.max(EVALUATION_BATCH.min(n) as u64) * view;
         let if_host = |bytes| if on_host { bytes } else { 0 };
-        // Working memory of our own convolutions, of the widest 3×3 layer: factors of its weights and their gradient's, 36 each,
-        // and of a block of tiles (`model::winograd`).
-        let widest = 8 * config.width as u64;
+        // The widest 3×3 layer's.
         let kernels = match value {
-            4 => float * (2 * 36 * widest.pow(2) + 2 * 36 * 129 * widest),
+            4 => winograd::working_bytes(8 * config.width) as u64,
             _ => 0,
         };
         Estimate {
