@@ -1,7 +1,7 @@
-//! Milliseconds of each kind of convolution in a ResNet-18, forward and backward: libtorch's, and ours beside it, in turn, for
+//! Milliseconds of each kind of convolution in a network, forward and backward: libtorch's, and ours beside it, in turn, for
 //! those that ours take.
 //!
-//!     cargo bench --bench convolution -- [--batch 128] [--rounds 5]
+//!     cargo bench --bench convolution -- [cifar|resnet18|resnet50] [--batch 128] [--rounds 5]
 //!
 //! Prints a line of JSON for each, with medians.
 #![allow(clippy::print_stdout, reason = "the result of a bench")]
@@ -9,11 +9,14 @@
 use std::time::Instant;
 
 use clap::Parser;
-use lemniscate::model::winograd;
+use lemniscate::model::convolution::{convolution, takes};
 use tch::{Device, Kind, Tensor};
 
 #[derive(Parser)]
 struct Args {
+    /// ResNet-18 for 32 px, or one of two for 224 px.
+    #[arg(default_value = "cifar", value_parser = ["cifar", "resnet18", "resnet50"])]
+    network: String,
     /// Images.
     #[arg(long, default_value_t = 128)]
     batch: i64,
@@ -38,6 +41,40 @@ fn time(maps: &Tensor, weights: &Tensor, convolution: impl Fn(&Tensor, &Tensor) 
     [forward, start.elapsed()].map(|elapsed| elapsed.as_secs_f64() * 1e3)
 }
 
+/// Inputs, outputs, side, size and stride of each kind of convolution; a network has some several times.
+fn kinds(network: &str) -> Vec<(i64, i64, i64, i64, i64)> {
+    let mut kinds = match network {
+        "cifar" => vec![(3, 64, 32, 3, 1)],
+        _ => vec![(3, 64, 224, 7, 2)],
+    };
+    let mut input = 64;
+    let mut side = if network == "cifar" { 32 } else { 56 };
+    for planes in [64, 128, 256, 512] {
+        let stride = if planes == 64 { 1 } else { 2 };
+        let after = side / stride;
+        if network == "resnet50" {
+            let output = 4 * planes;
+            kinds.push((input, planes, side, 1, 1));
+            kinds.push((planes, planes, side, 3, stride));
+            kinds.push((planes, output, after, 1, 1));
+            kinds.push((input, output, side, 1, stride));
+            kinds.push((output, planes, after, 1, 1));
+            kinds.push((planes, planes, after, 3, 1));
+            input = output;
+        } else {
+            kinds.push((input, planes, side, 3, stride));
+            kinds.push((planes, planes, after, 3, 1));
+            if stride == 2 {
+                kinds.push((input, planes, side, 1, 2));
+            }
+            input = planes;
+        }
+        side = after;
+    }
+    kinds.dedup();
+    kinds
+}
+
 fn median(values: impl Iterator<Item = f64>) -> f64 {
     let mut values: Vec<f64> = values.collect();
     values.sort_by(f64::total_cmp);
@@ -51,33 +88,14 @@ fn main() {
         let values = Tensor::randn(last, (Kind::Float, Device::Cpu)).permute([0, 3, 1, 2]);
         values.set_requires_grad(true)
     };
-    // Inputs, outputs, side, size and stride: those of the CIFAR family, which has some several times, then 3×3 of the other.
-    let kinds = [
-        (3, 64, 32, 3, 1),
-        (64, 64, 32, 3, 1),
-        (64, 128, 32, 3, 2),
-        (64, 128, 32, 1, 2),
-        (128, 128, 16, 3, 1),
-        (128, 256, 16, 3, 2),
-        (128, 256, 16, 1, 2),
-        (256, 256, 8, 3, 1),
-        (256, 512, 8, 3, 2),
-        (256, 512, 8, 1, 2),
-        (512, 512, 4, 3, 1),
-        (64, 64, 56, 3, 1),
-        (128, 128, 28, 3, 1),
-        (256, 256, 14, 3, 1),
-        (512, 512, 7, 3, 1),
-    ];
-    for (inputs, outputs, side, size, stride) in kinds {
-        let family = if [56, 28, 14, 7].contains(&side) { "imagenet" } else { "cifar" };
-        let batch = if family == "cifar" { args.batch } else { args.batch / 4 };
-        let (maps, weights) = (random([batch, inputs, side, side]), random([outputs, inputs, size, size]));
+    for (inputs, outputs, side, size, stride) in kinds(&args.network) {
+        let (maps, weights) =
+            (random([args.batch, inputs, side, side]), random([outputs, inputs, size, size]));
         // As in a network, the images themselves have no gradient.
         let maps = if inputs == 3 { maps.detach() } else { maps };
         let libtorch = || time(&maps, &weights, |x, w| x.conv2d(w, None::<Tensor>, stride, size / 2, 1, 1));
         let ours =
-            || winograd::takes(&maps, &weights, stride).then(|| time(&maps, &weights, winograd::convolution));
+            || takes(&maps, &weights, stride).then(|| time(&maps, &weights, |x, w| convolution(x, w, stride)));
         // Once to warm up.
         ours();
         libtorch();
@@ -94,7 +112,7 @@ fn main() {
         println!(
             "{}",
             serde_json::json!({
-                "family": family, "batch": batch, "side": side, "inputs": inputs, "outputs": outputs,
+                "network": args.network, "batch": args.batch, "side": side, "inputs": inputs, "outputs": outputs,
                 "size": size, "stride": stride,
                 "forward_ms": of_ours(0), "libtorch_forward_ms": of_libtorch(0),
                 "backward_ms": of_ours(1), "libtorch_backward_ms": of_libtorch(1),

@@ -63,6 +63,11 @@ impl Fresh {
         Fresh(ChannelsLast { memory, size })
     }
 
+    /// N, C, H, W.
+    pub fn size(&self) -> [i64; 4] {
+        self.0.size
+    }
+
     /// All numbers, pixel by pixel.
     pub fn chunks_mut(&mut self) -> &mut [Chunk] {
         let memory = &self.0.memory;

@@ -4,6 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use super::convolution;
 use super::encoder::Layer;
 use crate::error::{Error, Result};
 
@@ -275,6 +276,11 @@ impl ConvShape {
     /// Multiply-adds of the convolution of one image; positions on the padded border count like others.
     pub(crate) fn multiply_adds(&self) -> u64 {
         (self.input * self.size * self.size) as u64 * self.n_maps() as u64
+    }
+
+    /// Bytes of working memory that our own convolutions take for it.
+    pub(crate) fn working_bytes(&self) -> usize {
+        convolution::working_bytes(self.size, self.input as usize, self.output as usize)
     }
 
     /// Numbers in the maps of one image.

@@ -12,6 +12,7 @@ pub mod config;
 pub mod convert;
 pub mod cost;
 pub mod cuda;
+pub mod convolution;
 pub mod device;
 pub mod encoder;
 mod init;
@@ -22,7 +23,6 @@ mod resnet;
 pub mod tf32;
 mod threads;
 pub mod upload;
-pub mod winograd;
 
 pub use config::{Arch, EncoderConfig, Family, Head};
 pub use convert::{from_slice_nhwc, to_vec_f32};

@@ -4,12 +4,12 @@
 
 use tch::{Kind, Tensor};
 
+use super::convolution;
 use super::config::{EncoderConfig, Family, Head};
 use super::encoder::Mode;
 use super::init::Initialiser;
 use super::norm::{self, Norm, Then};
 use super::precision::Precision;
-use super::winograd;
 
 /// PyTorch's BatchNorm: weight of the newest batch in the running statistics, and the variance's guard.
 const NORM_MOMENTUM: f64 = 0.1;
@@ -196,8 +196,8 @@ impl ConvNorm {
             true => (&every(self.stride, input), 1),
             false => (input, self.stride),
         };
-        let maps = if winograd::takes(input, &kernel, stride) {
-            winograd::convolution(input, &kernel)
+        let maps = if convolution::takes(input, &kernel, stride) {
+            convolution::convolution(input, &kernel, stride)
         } else {
             input.conv2d(&kernel, None::<Tensor>, [stride, stride], [self.padding, self.padding], [1, 1], 1)
         };

@@ -16,7 +16,7 @@ use crate::config::{BankInit, Monitor, TrainConfig};
 use crate::data::loader::LoaderOptions;
 use crate::error::{Error, Result};
 use crate::eval::features::EVALUATION_BATCH;
-use crate::model::{Precision, winograd};
+use crate::model::Precision;
 
 /// Bytes of host memory that a run will take beyond what the process has by now (data that is kept in memory, libtorch
 /// itself).
@@ -56,8 +56,12 @@ impl Estimate {
             Precision::Fp32 => 4,
             Precision::Bf16 => 2,
         };
-        let (mut all, mut largest) = (0, 0);
+        let (mut all, mut largest, mut kernels) = (0, 0, 0);
         for layer in shape.layers(i64::from(config.image_size)) {
+            // bf16 is libtorch's.
+            if value == 4 {
+                kernels = kernels.max(layer.working_bytes() as u64);
+            }
             all += layer.n_maps() as u64;
             largest = largest.max(layer.n_maps() as u64);
         }
@@ -71,11 +75,6 @@ impl Estimate {
         let options = LoaderOptions::default();
         let ahead = (2 * options.prefetch as u64 + 1) * batch.max(EVALUATION_BATCH.min(n) as u64) * view;
         let if_host = |bytes| if on_host { bytes } else { 0 };
-        // The widest 3×3 layer's.
-        let kernels = match value {
-            4 => winograd::working_bytes(8 * config.width) as u64,
-            _ => 0,
-        };
         Estimate {
             bank,
             weights: if_host(2 * weights),

@@ -38,19 +38,20 @@ fn outputs_and_gradients_equal_a_direct_convolution_on_every_path() {
         [1, 16, 48, 3, 300],
         [5, 128, 16, 4, 4],
     ];
+    let kinds = [(3, 1), (3, 2), (1, 1), (1, 2)];
     for isa in Isa::available() {
-        for [b, c, k, h, w] in cases {
+        for ([b, c, k, h, w], (size, stride)) in cases.into_iter().flat_map(|case| kinds.map(|kind| (case, kind))) {
             let maps = random(&[b, c, h, w], 1);
-            let weights = random(&[k, c, 3, 3], 2) / ((9 * c) as f64).sqrt();
-            let conv = |x: &Tensor, w: &Tensor| x.conv2d(w, None::<Tensor>, 1, 1, 1, 1);
+            let weights = random(&[k, c, size, size], 2) / ((size * size * c) as f64).sqrt();
+            let conv = |x: &Tensor, w: &Tensor| x.conv2d(w, None::<Tensor>, stride, size / 2, 1, 1);
             let double = |t: &Tensor| t.to_kind(Kind::Double);
             let exact = passes(&double(&maps), &double(&weights), conv);
             let direct = passes(&maps, &weights, conv);
-            let found = passes(&maps, &weights, |x, w| convolution_with(isa, x, w));
+            let found = passes(&maps, &weights, |x, w| convolution_with(isa, x, w, stride));
             for ((found, exact), direct) in found.iter().zip(&exact).zip(&direct) {
                 assert_eq!(found.size(), exact.size());
                 let (ours, libtorch) = (error(found, exact), error(direct, exact));
-                assert!(ours < 3e-6, "{isa:?} {:?}: off by {ours:e}, libtorch {libtorch:e}", [b, c, k, h, w]);
+                assert!(ours < 3e-6, "{isa:?} {size}×{size} / {stride} of {:?}: off by {ours:e}, libtorch {libtorch:e}", [b, c, k, h, w]);
             }
         }
     }
@@ -59,7 +60,7 @@ fn outputs_and_gradients_equal_a_direct_convolution_on_every_path() {
 #[test]
 fn the_number_of_threads_changes_no_bit() {
     let (maps, weights) = (random(&[9, 32, 10, 11], 1), random(&[16, 32, 3, 3], 2));
-    let bits = || passes(&maps, &weights, convolution).map(|tensor| to_vec_f32(&tensor));
+    let bits = || passes(&maps, &weights, |x, w| convolution(x, w, 1)).map(|tensor| to_vec_f32(&tensor));
     assert_eq!(with_count(1, bits), with_count(3, bits));
 }
 
@@ -67,18 +68,18 @@ fn the_number_of_threads_changes_no_bit() {
 fn maps_in_any_order_of_memory_give_the_same_bits() {
     let (maps, weights) = (random(&[2, 16, 6, 6], 1), random(&[32, 16, 3, 3], 2));
     let last = maps.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2]);
-    let bits = |maps: &Tensor| passes(maps, &weights, convolution).map(|tensor| to_vec_f32(&tensor));
+    let bits = |maps: &Tensor| passes(maps, &weights, |x, w| convolution(x, w, 1)).map(|tensor| to_vec_f32(&tensor));
     assert_eq!(bits(&maps), bits(&last));
 }
 
 #[test]
 fn only_gradients_that_are_asked_for_are_computed_and_none_without_a_graph() {
     let (maps, weights) = (random(&[1, 16, 5, 5], 1), random(&[16, 16, 3, 3], 2).set_requires_grad(true));
-    let out = convolution(&maps, &weights);
+    let out = convolution(&maps, &weights, 1);
     assert!(out.requires_grad());
     out.sum(Kind::Float).backward();
     assert!(weights.grad().defined() && !maps.grad().defined());
-    assert!(!no_grad(|| convolution(&maps, &weights)).requires_grad());
+    assert!(!no_grad(|| convolution(&maps, &weights, 1)).requires_grad());
 }
 
 #[test]
@@ -87,7 +88,7 @@ fn a_value_that_is_not_finite_is_not_lost() {
     for value in [f64::NAN, f64::INFINITY] {
         let maps = random(&[1, 16, 6, 6], 1);
         let _ = maps.narrow(2, 3, 1).narrow(3, 2, 1).fill_(value);
-        let out = convolution(&maps, &weights);
+        let out = convolution(&maps, &weights, 1);
         let near = out.narrow(2, 2, 3).narrow(3, 1, 3);
         assert!(to_vec_f32(&near).iter().all(|value| !value.is_finite()));
     }
