@@ -7,15 +7,17 @@ use crate::simd::LANES;
 /// Sixteen numbers next to each other: of one pixel, or of one pair of places in a convolution's weights.
 pub(super) type Chunk = [f32; LANES];
 
-/// Whether [`ChannelsLast`] can be made of `tensor`, `[N, C, H, W]`: fp32 on the CPU, channels in sixteens, not empty.
-pub(super) fn fits(tensor: &Tensor) -> bool {
-    tensor.device() == Device::Cpu
-        && tensor.kind() == Kind::Float
-        && tensor.numel() > 0
-        && tensor.size4().is_ok_and(|(_, channels, ..)| channels % LANES as i64 == 0)
+/// Whether [`ChannelsLast`] can be made of `tensor`: fp32 on the CPU, `[N, C, H, W]`, not empty.
+pub(super) fn is_plain(tensor: &Tensor) -> bool {
+    tensor.device() == Device::Cpu && tensor.kind() == Kind::Float && tensor.numel() > 0 && tensor.dim() == 4
 }
 
-/// A tensor `[N, C, H, W]` that [`fits`], its memory `[N, H, W, C]` without gaps.
+/// Whether it can, and has its channels in sixteens.
+pub(super) fn fits(tensor: &Tensor) -> bool {
+    is_plain(tensor) && tensor.size()[1] % LANES as i64 == 0
+}
+
+/// A tensor `[N, C, H, W]`, its memory `[N, H, W, C]` without gaps.
 pub(super) struct ChannelsLast {
     /// `[N, H, W, C]`, contiguous, without a graph.
     memory: Tensor,
@@ -27,9 +29,9 @@ impl ChannelsLast {
     /// The same numbers; copied only if they lie in another order.
     ///
     /// # Panics
-    /// If `tensor` does not [fit](fits).
+    /// If `tensor` is not fp32 `[N, C, H, W]` on the CPU, or is empty.
     pub fn of(tensor: &Tensor) -> Self {
-        assert!(fits(tensor), "fp32 maps on the CPU, channels in sixteens, found {tensor:?}");
+        assert!(is_plain(tensor), "fp32 maps on the CPU, found {tensor:?}");
         let (n, c, h, w) = tensor.size4().expect("four axes");
         let memory = tensor.detach().permute([0, 2, 3, 1]).contiguous();
         ChannelsLast { memory, size: [n, c, h, w] }
@@ -41,10 +43,19 @@ impl ChannelsLast {
     }
 
     /// All numbers, pixel by pixel.
+    pub fn numbers(&self) -> &[f32] {
+        // SAFETY: fp32 numbers on the CPU without gaps (`of`, `Fresh::new`); nothing changes them while `self` is borrowed: what a
+        // network computes is written once.
+        unsafe { std::slice::from_raw_parts(self.memory.data_ptr().cast(), self.memory.numel()) }
+    }
+
+    /// The same in sixteens.
+    ///
+    /// # Panics
+    /// If the channels do not come in sixteens.
     pub fn chunks(&self) -> &[Chunk] {
-        // SAFETY: fp32 numbers on the CPU without gaps, a multiple of sixteen (`of`, `empty`); nothing changes them while
-        // `self` is borrowed: what a network computes is written once.
-        unsafe { std::slice::from_raw_parts(self.memory.data_ptr().cast(), self.memory.numel() / LANES) }
+        assert!(self.size[1] % LANES as i64 == 0, "channels in sixteens, found {}", self.size[1]);
+        self.numbers().as_chunks().0
     }
 }
 
@@ -71,7 +82,7 @@ impl Fresh {
     /// All numbers, pixel by pixel.
     pub fn chunks_mut(&mut self) -> &mut [Chunk] {
         let memory = &self.0.memory;
-        // SAFETY: as in `ChannelsLast::chunks`; nobody else has this memory before `into_tensor`.
+        // SAFETY: as in `ChannelsLast::numbers`, and in sixteens; nobody else has this memory before `into_tensor`.
         unsafe { std::slice::from_raw_parts_mut(memory.data_ptr().cast(), memory.numel() / LANES) }
     }
 

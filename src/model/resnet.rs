@@ -4,8 +4,8 @@
 
 use tch::{Kind, Tensor};
 
-use super::convolution;
 use super::config::{EncoderConfig, Family, Head};
+use super::convolution;
 use super::encoder::Mode;
 use super::init::Initialiser;
 use super::norm::{self, Norm, Then};

@@ -4,9 +4,9 @@
 use std::ops::Range;
 
 use super::maps::{Tiles, load_square};
-use super::passes::{Source, apart, gradient_factors, input_factors};
+use super::passes::{Inputs, apart};
 use super::product;
-use super::scheme::{Scheme, Transposed, Weighted};
+use super::scheme::Weighted;
 use super::scratch::Scratch;
 use crate::model::channels_last::Chunk;
 use crate::model::threads::{self, share};
@@ -36,30 +36,29 @@ pub(super) fn working_numbers(points: usize, factors: usize, inputs: usize, outp
     sums + block.max(PREPARED * LANES)
 }
 
-/// The gradient of the weights `[outputs, SIZE, SIZE, inputs]`, from the inputs and the gradient of the outputs; `out` has
-/// the weights' layout.
+/// The gradient of the weights `[outputs, SIZE, SIZE, inputs]`, from the inputs' factors and those of the gradient of the
+/// outputs, which has `tiles`; `out` has the weights' layout.
 pub(super) fn weight_gradient<
-    A: Scheme<I, P, O> + Weighted<SIZE, FACTORS> + Transposed<P, O>,
-    const I: usize,
+    A: Weighted<SIZE, FACTORS>,
+    N: Inputs<P>,
+    G: Inputs<P>,
     const P: usize,
-    const O: usize,
     const SIZE: usize,
     const FACTORS: usize,
 >(
     isa: Isa,
     scheme: A,
-    maps: Source,
-    gradient: Source,
+    of_inputs: N,
+    of_outputs: G,
+    tiles: Tiles,
     out: &mut [Chunk],
 ) {
-    let tiles = gradient.shape.tiles(O);
     let rows = (summed_tiles(P) / tiles.across()).max(1);
-    let (inputs, outputs) = (maps.shape.chunks, gradient.shape.chunks);
-    // Of the gradient of the weights' factors: `[inputs, FACTORS², apart(16·outputs)]`, vectors of sixteen inputs.
+    let (inputs, outputs) = (of_inputs.chunks(), of_outputs.chunks());
+    // Of the gradient of the weights' factors: `[FACTORS², inputs, apart(16·outputs)]`, vectors of sixteen inputs.
     let mut sums = Scratch::zeros(inputs * FACTORS * FACTORS * apart(outputs * LANES));
     // Of tiles, per block: `[inputs and outputs, P², apart(tiles)]`.
-    let each = P * P * apart(rows * tiles.across());
-    let block = (inputs + outputs) * each;
+    let block = (inputs + outputs) * P * P * apart(rows * tiles.across());
     let blocks = tiles.rows().div_ceil(rows);
     // At least what gives every thread something to do.
     let together = threads::count().div_ceil(inputs + outputs).max(PREPARED / block).min(blocks);
@@ -70,23 +69,28 @@ pub(super) fn weight_gradient<
         let parts = prepared.chunks_mut(block).zip(blocks.clone()).flat_map(|(prepared, block)| {
             let rows = of_block(block);
             let each = P * P * apart(rows.len() * tiles.across());
-            let sources = prepared.chunks_mut(each).take(inputs + outputs).enumerate();
-            sources.map(move |(source, out)| (rows.clone(), source, out))
+            let (left, right) = prepared[..(inputs + outputs) * each].split_at_mut(inputs * each);
+            let groups = |out, of: Of, neighbours: usize| {
+                let rows = rows.clone();
+                let groups = <[Chunk]>::chunks_mut(out, neighbours * each).enumerate();
+                groups.map(move |(group, out)| (of, rows.clone(), group * neighbours, out))
+            };
+            let of_inputs = groups(left, Of::Inputs, N::NEIGHBOURS);
+            of_inputs.chain(groups(right, Of::Outputs, G::NEIGHBOURS))
         });
-        share(parts, |(rows, source, out)| {
-            isa.run(SourceFactors { scheme, maps, gradient, tiles, rows, source, out });
+        share(parts, |(of, rows, first, out)| match of {
+            Of::Inputs => isa.run(Prepare { inputs: of_inputs, tiles, rows, first, out }),
+            Of::Outputs => isa.run(Prepare { inputs: of_outputs, tiles, rows, first, out }),
         });
         let groups = sums.chunks_mut(apart(outputs * LANES)).enumerate().flat_map(|(index, sums)| {
             let groups = sums[..outputs * LANES].chunks_mut(OUTPUTS_TOGETHER * LANES).enumerate();
             groups.map(move |(group, sums)| (index, group, sums))
         });
         share(groups, |(index, group, sums)| {
-            let (input, factor) = (index / FACTORS.pow(2), index % FACTORS.pow(2));
-            // The last factor's points are all from there on.
-            let points = |factor: usize| factor..if factor + 1 == FACTORS { P } else { factor + 1 };
+            let (factor, input) = (index / inputs, index % inputs);
             for (prepared, block) in prepared.chunks(block).zip(blocks.clone()) {
                 let tiles = of_block(block).len() * tiles.across();
-                for point in points(factor / FACTORS).flat_map(|down| points(factor % FACTORS).map(move |right| down * P + right)) {
+                for point in points_of::<P, FACTORS>(factor) {
                     let of_source =
                         |source: usize| &prepared[(source * P * P + point) * apart(tiles)..][..tiles];
                     let output = inputs + group * OUTPUTS_TOGETHER;
@@ -101,30 +105,35 @@ pub(super) fn weight_gradient<
     });
 }
 
-/// The factors of a block of tiles, of one chunk of channels: of inputs, and after those of outputs.
-struct SourceFactors<'a, A, const I: usize, const P: usize, const O: usize> {
-    scheme: A,
-    maps: Source<'a>,
-    gradient: Source<'a>,
+/// The points, of `P`², that one of `FACTORS`² belongs to: along an axis the last one to all from there on.
+fn points_of<const P: usize, const FACTORS: usize>(factor: usize) -> impl Iterator<Item = usize> {
+    let along = |factor: usize| factor..if factor + 1 == FACTORS { P } else { factor + 1 };
+    along(factor / FACTORS).flat_map(move |down| along(factor % FACTORS).map(move |right| down * P + right))
+}
+
+/// Whose factors are prepared.
+#[derive(Clone, Copy)]
+enum Of {
+    Inputs,
+    Outputs,
+}
+
+/// The factors of a block of tiles, of some chunks of channels from `first` on.
+struct Prepare<'a, N, const P: usize> {
+    inputs: N,
     tiles: Tiles,
     rows: Range<usize>,
-    source: usize,
+    first: usize,
     out: &'a mut [Chunk],
 }
 
-impl<A, const I: usize, const P: usize, const O: usize> Kernel for SourceFactors<'_, A, I, P, O>
-where
-    A: Scheme<I, P, O> + Transposed<P, O>,
-{
+impl<N: Inputs<P>, const P: usize> Kernel for Prepare<'_, N, P> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let SourceFactors { scheme, maps, gradient, tiles, rows, source, out } = self;
-        let places = tiles.places(rows);
-        match source.checked_sub(maps.shape.chunks) {
-            None => input_factors(simd, scheme, maps, places, source, out),
-            Some(chunk) => gradient_factors(simd, scheme, gradient, places, chunk, out),
-        }
+        let Prepare { inputs, tiles, rows, first, out } = self;
+        let step = apart(rows.len() * tiles.across());
+        inputs.factors(simd, tiles.places(rows), first, step, out);
     }
 }
 
@@ -166,10 +175,10 @@ impl<A: Weighted<SIZE, FACTORS>, const SIZE: usize, const FACTORS: usize> Kernel
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
         let WeightsOfFactors { scheme, sums, inputs, outputs, output, out } = self;
-        let step = apart(outputs * LANES);
+        let step = inputs * apart(outputs * LANES);
         for lane in 0..LANES {
             for input in 0..inputs {
-                let sums = &sums[input * FACTORS * FACTORS * step + output * LANES + lane..];
+                let sums = &sums[input * apart(outputs * LANES) + output * LANES + lane..];
                 let weights = scheme.kernel_gradient_tile(simd, &load_square(simd, sums, step));
                 for (place, weight) in weights.as_flattened().iter().enumerate() {
                     simd.store(*weight, &mut out[(lane * SIZE * SIZE + place) * inputs + input]);

@@ -1,10 +1,11 @@
 //! Convolutions with fewer multiplications, forward and backward, for fp32 maps on the CPU: Winograd's, 3×3 with a quarter of
-//! them (Lavin & Gray 2016) and, with stride 2, nine sixteenths; and 1×1, which has nothing to save but passes over memory.
+//! them (Lavin & Gray 2016) and, with stride 2, nine sixteenths; and 1×1 and that of the images, as products.
 //!
 //! libtorch's own convolutions reach nearly all that the processor can multiply; what is left to win is not to multiply.
 //! Sums are taken in an order that does not depend on the number of threads.
 
 mod gradient;
+mod images;
 mod maps;
 mod passes;
 mod product;
@@ -14,11 +15,12 @@ mod scratch;
 use tch::{Tensor, no_grad};
 
 use self::gradient::weight_gradient;
+use self::images::Patches;
 use self::maps::Maps;
-use self::passes::{Source, Weights, convolve};
+use self::passes::{Cut, Inputs, OutputGradient, Source, Weights, convolve};
 use self::scheme::{Doubled, Halved, Point, Same, Spread};
 use super::autograd::attach;
-use super::channels_last::{ChannelsLast, Fresh, fits};
+use super::channels_last::{ChannelsLast, Fresh, fits, is_plain};
 use crate::simd::{Isa, LANES};
 
 /// The convolutions that there are, each padded by half its size.
@@ -45,44 +47,48 @@ impl Kind {
             _ => None,
         }
     }
-
-    /// `side` pixels of inputs give so many outputs.
-    fn outputs(self, side: i64) -> i64 {
-        match self {
-            Kind::Same | Kind::Point => side,
-            Kind::Halved | Kind::EverySecondPoint => (side + 1) / 2,
-        }
-    }
 }
 
-/// Whether [`convolution`] takes this one: fp32 on the CPU, 3×3 or 1×1 with stride 1 or 2, channels in sixteens, and vector
-/// instructions that it was found to be faster with.
+/// Whether [`convolution`] takes this one: fp32 on the CPU, outputs in sixteens, and vector instructions that it was found to be
+/// faster with. 3×3 or 1×1 with stride 1 or 2 and inputs in sixteens; or the images, which have no gradient.
 pub fn takes(maps: &Tensor, weights: &Tensor, stride: i64) -> bool {
-    let shape = weights.size();
-    shape[2] == shape[3]
-        && Kind::of(shape[2], stride).is_some()
-        && shape[0] % LANES as i64 == 0
-        && fits(maps)
-        && fits(weights)
+    let [outputs, inputs, height, width] = weights.size()[..] else { return false };
+    let of_maps = || Kind::of(height, stride).is_some() && fits(maps) && fits(weights);
+    height == width
+        && height % 2 == 1
+        && outputs % LANES as i64 == 0
+        && (of_maps() || is_plain(maps) && is_plain(weights) && are_images(maps, inputs * height * width))
         && !matches!(Isa::best(), Isa::Portable(_))
+}
+
+/// Whether `maps` are convolved as images: patch by patch, of so many numbers.
+fn are_images(maps: &Tensor, patch: i64) -> bool {
+    !maps.requires_grad() && maps.size()[1] < LANES as i64 && patch <= images::LARGEST as i64
 }
 
 /// `maps` `[B, C, H, W]` convolved with `weights` `[K, C, S, S]`, padded by `(S − 1)/2`: `[B, K, H', W']`, the channels last
 /// in memory. Part of libtorch's graph.
 ///
 /// # Panics
-/// If it [takes](takes) no such weights, or channels do not come in sixteens.
+/// If it is not one that is [taken](takes).
 pub fn convolution(maps: &Tensor, weights: &Tensor, stride: i64) -> Tensor {
     convolution_with(Isa::best(), maps, weights, stride)
 }
 
 fn convolution_with(isa: Isa, maps: &Tensor, weights: &Tensor, stride: i64) -> Tensor {
-    let (x, w) = no_grad(|| (ChannelsLast::of(maps), ChannelsLast::of(weights)));
+    let x = no_grad(|| ChannelsLast::of(maps));
     let [images, inputs, height, width] = x.size;
-    let outputs = w.size[0];
-    let kind = Kind::of(w.size[2], stride).expect("a convolution that is taken");
+    let size = weights.size()[2];
+    // Half the size is added at each side.
+    let [down, across] = [height, width].map(|side| (side - 1) / stride + 1);
+    let out = Fresh::new([images, weights.size()[0], down, across]);
+    if inputs % LANES as i64 != 0 {
+        return of_images(isa, x, weights, stride, out);
+    }
+    let w = no_grad(|| ChannelsLast::of(weights));
+    let kind = Kind::of(size, stride).expect("a convolution that is taken");
     let out = no_grad(|| {
-        let mut out = Fresh::new([images, outputs, kind.outputs(height), kind.outputs(width)]);
+        let mut out = out;
         kind.forward(isa, &x, &w, &mut out);
         out.into_tensor()
     });
@@ -110,46 +116,92 @@ impl Kind {
         let (x, w, target) = (source(x), Weights::of(w), shape(out.size()));
         let out = out.chunks_mut();
         match self {
-            Kind::Same => convolve(isa, Same, x, &w.forward(isa, Same), target, out),
-            Kind::Halved => convolve(isa, Halved, x, &w.forward(isa, Halved), target, out),
-            Kind::Point => convolve(isa, Point::<1>, x, &w.forward(isa, Point::<1>), target, out),
+            Kind::Same => convolve(isa, Same, Cut(Same, x), &w.forward(isa, Same), target, out),
+            Kind::Halved => convolve(isa, Halved, Cut(Halved, x), &w.forward(isa, Halved), target, out),
+            Kind::Point => convolve(isa, POINT, Cut(POINT, x), &w.forward(isa, POINT), target, out),
             Kind::EverySecondPoint => {
-                convolve(isa, Point::<2>, x, &w.forward(isa, Point::<2>), target, out);
+                convolve(isa, SECOND, Cut(SECOND, x), &w.forward(isa, SECOND), target, out);
             }
         }
     }
 
-    /// `out` = the gradient of the inputs, from that of the outputs.
-    fn gradient_of_maps(self, isa: Isa, gradient: &ChannelsLast, w: &ChannelsLast, out: &mut Fresh) {
-        let (gradient, w, target) = (source(gradient), Weights::of(w), shape(out.size()));
+    /// `out` = the gradient of the inputs, from `y`, that of the outputs.
+    fn gradient_of_maps(self, isa: Isa, y: &ChannelsLast, w: &ChannelsLast, out: &mut Fresh) {
+        let (y, w, target) = (source(y), Weights::of(w), shape(out.size()));
         let out = out.chunks_mut();
         match self {
-            Kind::Same => convolve(isa, Same, gradient, &w.backward(isa, Same), target, out),
-            Kind::Halved => convolve(isa, Doubled, gradient, &w.backward(isa, Halved), target, out),
-            Kind::Point => convolve(isa, Point::<1>, gradient, &w.backward(isa, Point::<1>), target, out),
+            Kind::Same => convolve(isa, Same, Cut(Same, y), &w.backward(isa, Same), target, out),
+            Kind::Halved => convolve(isa, Doubled, Cut(Doubled, y), &w.backward(isa, Halved), target, out),
+            Kind::Point => convolve(isa, POINT, Cut(POINT, y), &w.backward(isa, POINT), target, out),
             Kind::EverySecondPoint => {
-                convolve(isa, Spread, gradient, &w.backward(isa, Point::<2>), target, out);
+                convolve(isa, Spread, Cut(Spread, y), &w.backward(isa, SECOND), target, out);
             }
         }
     }
 
-    /// `out` = the gradient of the weights, from the inputs and the gradient of the outputs.
-    fn gradient_of_weights(self, isa: Isa, x: &ChannelsLast, gradient: &ChannelsLast, out: &mut Fresh) {
-        let (x, gradient, out) = (source(x), source(gradient), out.chunks_mut());
+    /// `out` = the gradient of the weights, from the inputs and `y`, the gradient of the outputs.
+    fn gradient_of_weights(self, isa: Isa, x: &ChannelsLast, y: &ChannelsLast, out: &mut Fresh) {
+        let (x, y, out) = (source(x), source(y), out.chunks_mut());
+        let tiles = |side: usize| y.shape.tiles(side);
         match self {
-            Kind::Same => weight_gradient(isa, Same, x, gradient, out),
-            Kind::Halved => weight_gradient(isa, Halved, x, gradient, out),
-            Kind::Point => weight_gradient(isa, Point::<1>, x, gradient, out),
-            Kind::EverySecondPoint => weight_gradient(isa, Point::<2>, x, gradient, out),
+            Kind::Same => {
+                weight_gradient(isa, Same, Cut(Same, x), OutputGradient(Same, y), tiles(4), out);
+            }
+            Kind::Halved => {
+                weight_gradient(isa, Halved, Cut(Halved, x), OutputGradient(Halved, y), tiles(4), out);
+            }
+            Kind::Point => {
+                weight_gradient(isa, POINT, Cut(POINT, x), OutputGradient(POINT, y), tiles(1), out);
+            }
+            Kind::EverySecondPoint => {
+                weight_gradient(isa, SECOND, Cut(SECOND, x), OutputGradient(POINT, y), tiles(1), out);
+            }
         }
     }
+}
+
+const POINT: Point<1> = Point;
+const SECOND: Point<2> = Point;
+
+/// The convolution of images `x`, into `out`.
+fn of_images(isa: Isa, x: ChannelsLast, weights: &Tensor, stride: i64, mut out: Fresh) -> Tensor {
+    let [outputs, inputs, size, _] = weights.size()[..] else { unreachable!("four axes") };
+    let numbers = size * size * inputs;
+    let padded = Patches::of(&x, size, stride).chunks() as i64 * LANES as i64;
+    let out = no_grad(|| {
+        // In the order of a patch.
+        let w = weights.detach().permute([0, 2, 3, 1]).reshape([outputs, numbers]);
+        let w = ChannelsLast::of(&w.constant_pad_nd([0, padded - numbers]).view([outputs, padded, 1, 1]));
+        let (patches, factors) = (Patches::of(&x, size, stride), Weights::of(&w).forward(isa, POINT));
+        let target = shape(out.size());
+        convolve(isa, POINT, patches, &factors, target, out.chunks_mut());
+        out.into_tensor()
+    });
+    attach(out, [weights], move |gradient, [wanted]| {
+        [wanted.then(|| {
+            no_grad(|| {
+                let gradient = ChannelsLast::of(gradient);
+                let y = source(&gradient);
+                let mut out = Fresh::new([outputs, padded, 1, 1]);
+                let patches = Patches::of(&x, size, stride);
+                let tiles = y.shape.tiles(1);
+                weight_gradient(isa, POINT, patches, OutputGradient(POINT, y), tiles, out.chunks_mut());
+                let w = out.into_tensor().view([outputs, padded]).narrow(1, 0, numbers);
+                w.reshape([outputs, size, size, inputs]).permute([0, 3, 1, 2])
+            })
+        })]
+    })
 }
 
 /// Bytes of working memory that a convolution of `size` by `size` weights takes. It is kept from one convolution to the next, so
 /// that a network's largest counts.
 pub fn working_bytes(size: i64, inputs: usize, outputs: usize) -> usize {
-    // With stride 1: the other needs no more.
-    let (points, factors) = if size == 1 { (1, 1) } else { (6, 6) };
+    let (points, factors, inputs) = match size {
+        // With stride 1: the other needs no more.
+        3 => (6, 6, inputs),
+        1 => (1, 1, inputs),
+        _ => (1, 1, images::LARGEST),
+    };
     let forward = passes::working_numbers(points, factors, inputs, outputs);
     let backward = passes::working_numbers(points, factors, outputs, inputs);
     let weights = gradient::working_numbers(points, factors, inputs, outputs);

@@ -1,6 +1,6 @@
 //! The outputs of a convolution over memory with the channels last, which is also how the gradient of its inputs is computed.
 
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 
 use super::maps::{Maps, Place, load_square, store_square};
 use super::product;
@@ -10,10 +10,13 @@ use crate::model::channels_last::{ChannelsLast, Chunk};
 use crate::model::threads::{self, share};
 use crate::simd::{Isa, Kernel, LANES, Simd};
 
-/// Products of a pair of channels that are worked on together: so many that each factor of the weights is used often once it
-/// is in the nearest cache, and so few that the tiles' own factors stay in the next. In tiles, at most [`MOST_TILES`].
-const TOGETHER: usize = 66 * 36;
-const MOST_TILES: usize = 66;
+/// Tiles that are worked on together: so many that each factor of the weights is used often once it is in the nearest cache,
+/// and, between these, so few that all their factors, [`NEAR`] chunks, stay in the next.
+const TILES: RangeInclusive<usize> = 24..=66;
+const NEAR: usize = 1 << 12;
+
+/// Chunks of channels that are read or written together: a pixel's are neighbours in memory.
+const NEIGHBOURS: usize = 8;
 
 /// Chunks from one point's `count` chunks to the next's. Were it a power of two, the points of a tile would all compete for
 /// the same few places of the nearest cache.
@@ -25,12 +28,7 @@ pub(super) fn apart(count: usize) -> usize {
 /// weights.
 pub(super) fn working_numbers(points: usize, factors: usize, inputs: usize, outputs: usize) -> usize {
     let weights = factors * factors * apart(inputs) * outputs;
-    weights + points * points * apart(most_tiles(points)) * (inputs + LANES)
-}
-
-/// Tiles that are worked on together.
-fn most_tiles(points: usize) -> usize {
-    MOST_TILES.min(TOGETHER / (points * points))
+    weights + points * points * apart(*TILES.end()) * (inputs + outputs)
 }
 
 /// Weights `[outputs, side, side, inputs]`; outputs and inputs in chunks of sixteen.
@@ -163,18 +161,102 @@ pub(super) struct Source<'a> {
     pub shape: Maps,
 }
 
-/// `out`, of shape `target`, = `source` convolved with the weights of `factors`, with zeros around the source.
-pub(super) fn convolve<A: Scheme<I, P, O>, const I: usize, const P: usize, const O: usize>(
+/// What a convolution is computed from: factors of tiles, `P`² of each pair of a tile and a channel.
+pub(super) trait Inputs<const P: usize>: Copy + Send + Sync {
+    /// Chunks of channels that had best be asked for together.
+    const NEIGHBOURS: usize;
+
+    /// Chunks of channels.
+    fn chunks(self) -> usize;
+
+    /// The factors of the tiles at `places`, as many chunks of channels as `out` holds, from `first` on: `[chunks, P², step]`.
+    fn factors<S: Simd>(
+        self,
+        simd: S,
+        places: impl Iterator<Item = Place>,
+        first: usize,
+        step: usize,
+        out: &mut [Chunk],
+    );
+}
+
+/// Maps, cut into the squares that a scheme needs.
+#[derive(Clone, Copy)]
+pub(super) struct Cut<'a, A, const I: usize, const O: usize>(pub A, pub Source<'a>);
+
+impl<A: Scheme<I, P, O>, const I: usize, const P: usize, const O: usize> Inputs<P> for Cut<'_, A, I, O> {
+    const NEIGHBOURS: usize = NEIGHBOURS;
+
+    fn chunks(self) -> usize {
+        self.1.shape.chunks
+    }
+
+    #[inline(always)]
+    fn factors<S: Simd>(
+        self,
+        simd: S,
+        places: impl Iterator<Item = Place>,
+        first: usize,
+        step: usize,
+        out: &mut [Chunk],
+    ) {
+        let Cut(scheme, source) = self;
+        for (tile, place) in places.enumerate() {
+            let corner =
+                [place.down, place.right].map(|along| (along * A::STEP) as isize - A::BEFORE as isize);
+            for (chunk, out) in out.chunks_exact_mut(P * P * step).enumerate() {
+                let square = source.shape.load(simd, source.maps, [place.image, first + chunk], corner);
+                store_square(simd, scheme.input_tile(simd, &square), &mut out[tile..], step);
+            }
+        }
+    }
+}
+
+/// The gradient of a convolution's outputs, cut into the tiles of a scheme: it is multiplied by the inputs' factors in the
+/// gradient of the weights'.
+#[derive(Clone, Copy)]
+pub(super) struct OutputGradient<'a, A, const O: usize>(pub A, pub Source<'a>);
+
+impl<A: Transposed<P, O>, const P: usize, const O: usize> Inputs<P> for OutputGradient<'_, A, O> {
+    const NEIGHBOURS: usize = NEIGHBOURS;
+
+    fn chunks(self) -> usize {
+        self.1.shape.chunks
+    }
+
+    #[inline(always)]
+    fn factors<S: Simd>(
+        self,
+        simd: S,
+        places: impl Iterator<Item = Place>,
+        first: usize,
+        step: usize,
+        out: &mut [Chunk],
+    ) {
+        let OutputGradient(scheme, source) = self;
+        for (tile, place) in places.enumerate() {
+            let corner = [place.down, place.right].map(|along| (along * O) as isize);
+            for (chunk, out) in out.chunks_exact_mut(P * P * step).enumerate() {
+                let square = source.shape.load(simd, source.maps, [place.image, first + chunk], corner);
+                store_square(simd, scheme.output_gradient_tile(simd, &square), &mut out[tile..], step);
+            }
+        }
+    }
+}
+
+/// `out`, of shape `target`, = `inputs` convolved with the weights of `factors`, with zeros around the inputs.
+pub(super) fn convolve<N: Inputs<P>, A: Scheme<I, P, O>, const I: usize, const P: usize, const O: usize>(
     isa: Isa,
     scheme: A,
-    source: Source,
+    inputs: N,
     factors: &Factors,
     target: Maps,
     out: &mut [Chunk],
 ) {
     let tiles = target.tiles(O);
-    let all = tiles.rows() * tiles.across();
-    let together = most_tiles(P).min(all.div_ceil(threads::count()));
+    let each_thread = (tiles.rows() * tiles.across()).div_ceil(threads::count());
+    let near = NEAR / (P * P * (factors.from + factors.to));
+    let together = near.clamp(*TILES.start(), *TILES.end()).min(each_thread);
     let rows = (together / tiles.across()).max(1);
     let mut rest = out;
     let blocks = (0..tiles.rows()).step_by(rows).map(|first| {
@@ -185,91 +267,73 @@ pub(super) fn convolve<A: Scheme<I, P, O>, const I: usize, const P: usize, const
         (rows, block)
     });
     share(blocks, |(rows, out)| {
-        isa.run(Convolve { scheme, source, target, factors, rows, out });
+        isa.run(Convolve { scheme, inputs, target, factors, rows, out });
     });
 }
 
 /// A block of rows of tiles.
-struct Convolve<'a, A, const I: usize, const P: usize, const O: usize> {
+struct Convolve<'a, N, A, const I: usize, const P: usize, const O: usize> {
     scheme: A,
-    source: Source<'a>,
+    inputs: N,
     target: Maps,
     factors: &'a Factors,
     rows: Range<usize>,
     out: &'a mut [Chunk],
 }
 
-impl<A: Scheme<I, P, O>, const I: usize, const P: usize, const O: usize> Kernel for Convolve<'_, A, I, P, O> {
+impl<N: Inputs<P>, A: Scheme<I, P, O>, const I: usize, const P: usize, const O: usize> Kernel
+    for Convolve<'_, N, A, I, P, O>
+{
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let Convolve { scheme, source, target, factors, rows, out } = self;
+        let Convolve { scheme, inputs, target, factors, rows, out } = self;
         let tiles = target.tiles(O);
         let count = rows.len() * tiles.across();
         let step = apart(count);
-        let mut scratch = Scratch::new((factors.from + 1) * P * P * step);
-        let (inputs, products) = scratch.split_at_mut(factors.from * P * P * step);
-        for (chunk, inputs) in inputs.chunks_mut(P * P * step).enumerate() {
-            input_factors(simd, scheme, source, tiles.places(rows.clone()), chunk, inputs);
+        // Of a chunk of channels.
+        let each = P * P * step;
+        let mut scratch = Scratch::new((factors.from + factors.to) * each);
+        let (left, products) = scratch.split_at_mut(factors.from * each);
+        for (group, left) in left.chunks_mut(N::NEIGHBOURS * each).enumerate() {
+            inputs.factors(simd, tiles.places(rows.clone()), group * N::NEIGHBOURS, step, left);
         }
-        for to in 0..factors.to {
-            for (point, products) in products.chunks_mut(step).enumerate() {
-                let right = factors.of_point(to, point, P);
-                product::channels(simd, &inputs[point * step..], P * P * step, right, &mut products[..count]);
+        if P == 1 && O == 1 {
+            // The products are the outputs.
+            for to in 0..factors.to {
+                let out = (&mut out[to..], target.chunks);
+                product::channels(simd, left, step, factors.of_point(to, 0, P), out, count);
             }
-            let mut products = &products[..];
-            let mut above = 0;
+            return;
+        }
+        // All that is multiplied with one point's factors of the tiles comes while these are in a near cache.
+        for point in 0..P * P {
+            for to in 0..factors.to {
+                let right = factors.of_point(to, point, P);
+                let out = (&mut products[to * each + point * step..], 1);
+                product::channels(simd, &left[point * step..], each, right, out, count);
+            }
+        }
+        for (group, products) in products.chunks(NEIGHBOURS * each).enumerate() {
+            let first = group * NEIGHBOURS;
+            let (mut tile, mut above) = (0, 0);
             for row in rows.clone() {
                 let height = tiles.height(row);
                 for left in (0..target.width).step_by(O) {
-                    let outputs = scheme.output_tile(simd, &load_square(simd, products, step));
-                    products = &products[1..];
                     let width = O.min(target.width - left);
-                    let out = &mut out[(above + left) * target.chunks + to..];
-                    for (down, outputs) in outputs.iter().enumerate().take(height) {
-                        for (right, output) in outputs.iter().enumerate().take(width) {
-                            simd.store(*output, &mut out[(down * target.width + right) * target.chunks]);
+                    for (to, products) in products.chunks_exact(each).enumerate() {
+                        let outputs = scheme.output_tile(simd, &load_square(simd, &products[tile..], step));
+                        let out = &mut out[(above + left) * target.chunks + first + to..];
+                        for (down, outputs) in outputs.iter().enumerate().take(height) {
+                            for (right, output) in outputs.iter().enumerate().take(width) {
+                                simd.store(*output, &mut out[(down * target.width + right) * target.chunks]);
+                            }
                         }
                     }
+                    tile += 1;
                 }
                 above += height * target.width;
             }
         }
-    }
-}
-
-/// The factors of the tiles at `places`, channels `chunk` of `source`: `[P², apart(tiles)]`.
-#[inline(always)]
-pub(super) fn input_factors<S: Simd, A: Scheme<I, P, O>, const I: usize, const P: usize, const O: usize>(
-    simd: S,
-    scheme: A,
-    source: Source,
-    places: impl Iterator<Item = Place>,
-    chunk: usize,
-    out: &mut [Chunk],
-) {
-    let step = out.len() / (P * P);
-    for (tile, place) in places.enumerate() {
-        let corner = [place.down, place.right].map(|along| (along * A::STEP) as isize - A::BEFORE as isize);
-        let square = source.shape.load(simd, source.maps, [place.image, chunk], corner);
-        store_square(simd, scheme.input_tile(simd, &square), &mut out[tile..], step);
-    }
-}
-
-/// The same of a gradient of outputs, which is multiplied by the inputs' factors in the gradient of the weights'.
-#[inline(always)]
-pub(super) fn gradient_factors<S: Simd, A: Transposed<P, O>, const P: usize, const O: usize>(
-    simd: S,
-    scheme: A,
-    gradient: Source,
-    places: impl Iterator<Item = Place>,
-    chunk: usize,
-    out: &mut [Chunk],
-) {
-    let step = out.len() / (P * P);
-    for (tile, place) in places.enumerate() {
-        let corner = [place.down, place.right].map(|along| (along * O) as isize);
-        let square = gradient.shape.load(simd, gradient.maps, [place.image, chunk], corner);
-        store_square(simd, scheme.output_gradient_tile(simd, &square), &mut out[tile..], step);
     }
 }

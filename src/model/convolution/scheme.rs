@@ -69,7 +69,11 @@ pub(super) trait Weighted<const SIZE: usize, const FACTORS: usize>: Copy + Send 
     }
     /// `Gᵀ u G`: the gradients of weights from those of their factors.
     #[inline(always)]
-    fn kernel_gradient_tile<S: Simd>(self, simd: S, square: &[[S::V; FACTORS]; FACTORS]) -> [[S::V; SIZE]; SIZE] {
+    fn kernel_gradient_tile<S: Simd>(
+        self,
+        simd: S,
+        square: &[[S::V; FACTORS]; FACTORS],
+    ) -> [[S::V; SIZE]; SIZE] {
         both_axes!(self.kernel_transposed(simd), square, FACTORS to SIZE)
     }
 }
@@ -81,7 +85,11 @@ pub(super) trait Transposed<const POINTS: usize, const OUTPUTS: usize>: Copy + S
 
     /// `A y Aᵀ`: the gradients of a tile's products from those of its outputs.
     #[inline(always)]
-    fn output_gradient_tile<S: Simd>(self, simd: S, square: &[[S::V; OUTPUTS]; OUTPUTS]) -> [[S::V; POINTS]; POINTS] {
+    fn output_gradient_tile<S: Simd>(
+        self,
+        simd: S,
+        square: &[[S::V; OUTPUTS]; OUTPUTS],
+    ) -> [[S::V; POINTS]; POINTS] {
         both_axes!(self.output_transposed(simd), square, OUTPUTS to POINTS)
     }
 }

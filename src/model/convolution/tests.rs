@@ -40,7 +40,9 @@ fn outputs_and_gradients_equal_a_direct_convolution_on_every_path() {
     ];
     let kinds = [(3, 1), (3, 2), (1, 1), (1, 2)];
     for isa in Isa::available() {
-        for ([b, c, k, h, w], (size, stride)) in cases.into_iter().flat_map(|case| kinds.map(|kind| (case, kind))) {
+        for ([b, c, k, h, w], (size, stride)) in
+            cases.into_iter().flat_map(|case| kinds.map(|kind| (case, kind)))
+        {
             let maps = random(&[b, c, h, w], 1);
             let weights = random(&[k, c, size, size], 2) / ((size * size * c) as f64).sqrt();
             let conv = |x: &Tensor, w: &Tensor| x.conv2d(w, None::<Tensor>, stride, size / 2, 1, 1);
@@ -51,24 +53,83 @@ fn outputs_and_gradients_equal_a_direct_convolution_on_every_path() {
             for ((found, exact), direct) in found.iter().zip(&exact).zip(&direct) {
                 assert_eq!(found.size(), exact.size());
                 let (ours, libtorch) = (error(found, exact), error(direct, exact));
-                assert!(ours < 3e-6, "{isa:?} {size}×{size} / {stride} of {:?}: off by {ours:e}, libtorch {libtorch:e}", [b, c, k, h, w]);
+                assert!(
+                    ours < 3e-6,
+                    "{isa:?} {size}×{size} / {stride} of {:?}: off by {ours:e}, libtorch {libtorch:e}",
+                    [b, c, k, h, w]
+                );
             }
         }
     }
 }
 
 #[test]
+fn images_are_convolved_patch_by_patch() {
+    // B, C, K, H, W, size, stride: the stems of both families, cut ones, images smaller than a patch.
+    let cases = [
+        [2, 3, 16, 33, 30, 7, 2],
+        [3, 3, 32, 8, 9, 3, 1],
+        [2, 1, 16, 2, 3, 7, 2],
+        [1, 4, 16, 5, 1, 7, 1],
+        [1, 3, 16, 9, 9, 5, 3],
+    ];
+    for isa in Isa::available() {
+        for [b, c, k, h, w, size, stride] in cases {
+            let maps = random(&[b, c, h, w], 1);
+            let weights = random(&[k, c, size, size], 2);
+            let both = |maps: &Tensor, weights: &Tensor, conv: &dyn Fn(&Tensor, &Tensor) -> Tensor| {
+                let weights = weights.detach().set_requires_grad(true);
+                let out = conv(maps, &weights);
+                (out.square() * 0.5).sum(out.kind()).backward();
+                [out.detach(), weights.grad()]
+            };
+            let double = |t: &Tensor| t.to_kind(Kind::Double);
+            let direct = |x: &Tensor, w: &Tensor| x.conv2d(w, None::<Tensor>, stride, size / 2, 1, 1);
+            let exact = both(&double(&maps), &double(&weights), &direct);
+            let found = both(&maps, &weights, &|x, w| convolution_with(isa, x, w, stride));
+            for (found, exact) in found.iter().zip(&exact) {
+                assert_eq!(found.size(), exact.size());
+                let ours = error(found, exact);
+                assert!(ours < 3e-6, "{isa:?} {:?}: off by {ours:e}", [b, c, k, h, w, size, stride]);
+            }
+        }
+    }
+}
+
+#[test]
+fn what_is_not_ours_is_not_taken() {
+    let (maps, images) = (random(&[1, 16, 4, 4], 1), random(&[1, 3, 4, 4], 1));
+    let weights = |size: &[i64]| random(size, 2);
+    let here = !matches!(Isa::best(), Isa::Portable(_));
+    assert_eq!(takes(&maps, &weights(&[16, 16, 3, 3]), 2), here);
+    assert_eq!(takes(&images, &weights(&[16, 3, 7, 7]), 2), here);
+    assert!(!takes(&maps, &weights(&[16, 16, 3, 3]), 3));
+    assert!(!takes(&maps, &weights(&[8, 16, 3, 3]), 1));
+    assert!(!takes(&maps, &weights(&[16, 16, 3, 1]), 1));
+    assert!(!takes(&maps, &weights(&[16, 16, 5, 5]), 1));
+    assert!(!takes(&maps.to_kind(tch::Kind::BFloat16), &weights(&[16, 16, 3, 3]), 1));
+    // Images have no gradient, and patches an end.
+    assert!(!takes(&images.set_requires_grad(true), &weights(&[16, 3, 7, 7]), 2));
+    assert!(!takes(&random(&[1, 15, 4, 4], 1), &weights(&[16, 15, 7, 7]), 2));
+}
+
+#[test]
 fn the_number_of_threads_changes_no_bit() {
-    let (maps, weights) = (random(&[9, 32, 10, 11], 1), random(&[16, 32, 3, 3], 2));
-    let bits = || passes(&maps, &weights, |x, w| convolution(x, w, 1)).map(|tensor| to_vec_f32(&tensor));
-    assert_eq!(with_count(1, bits), with_count(3, bits));
+    let maps = random(&[9, 32, 10, 11], 1);
+    for (size, stride) in [(3, 1), (3, 2), (1, 1), (1, 2)] {
+        let weights = random(&[16, 32, size, size], 2);
+        let bits =
+            || passes(&maps, &weights, |x, w| convolution(x, w, stride)).map(|tensor| to_vec_f32(&tensor));
+        assert_eq!(with_count(1, bits), with_count(3, bits), "{size}×{size} / {stride}");
+    }
 }
 
 #[test]
 fn maps_in_any_order_of_memory_give_the_same_bits() {
     let (maps, weights) = (random(&[2, 16, 6, 6], 1), random(&[32, 16, 3, 3], 2));
     let last = maps.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2]);
-    let bits = |maps: &Tensor| passes(maps, &weights, |x, w| convolution(x, w, 1)).map(|tensor| to_vec_f32(&tensor));
+    let bits =
+        |maps: &Tensor| passes(maps, &weights, |x, w| convolution(x, w, 1)).map(|tensor| to_vec_f32(&tensor));
     assert_eq!(bits(&maps), bits(&last));
 }
 
