@@ -80,7 +80,7 @@ fn main() {
             for q in [1, if n == 50_000 { 10_000 } else { batch }] {
                 let queries = MemoryBank::random(q, dim, 3);
                 let ms = median_ms(|| {
-                    knn::nearest(queries.rows(), bank.rows(), dim, 200, knn::SearchOptions::default());
+                    knn::nearest(&queries.rows(), bank.stored(), dim, 200, knn::SearchOptions::default());
                 });
                 report("knn", n, q, 200, ms);
             }

@@ -222,7 +222,7 @@ pub fn fresh_state(
     progress: &mut dyn FnMut(usize),
 ) -> Result<TrainState> {
     let train = &splits.train;
-    let mut bank = MemoryBank::random(train.len(), config.embed_dim, config.seed);
+    let mut bank = MemoryBank::random_in(config.bank_precision, train.len(), config.embed_dim, config.seed);
     if config.bank_init == BankInit::Features {
         let input = Input::new(config.family, config.image_size, config.workers)
             .with_read_timeout(config.read_timeout());
@@ -239,7 +239,7 @@ pub fn fresh_state(
         ln_z: normalizer.ln_z,
         ..Progress::default()
     };
-    let bank = Bank::on(bank, config.bank_precision, encoder.device());
+    let bank = Bank::on(bank, encoder.device());
     Ok(TrainState::new(encoder, sgd, bank, normalizer, progress))
 }
 
