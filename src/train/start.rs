@@ -18,14 +18,15 @@ use crate::model::Encoder;
 use crate::objective::Normalizer;
 use crate::optim::Sgd;
 
-/// Settings that may differ from the checkpoint's when a run is resumed: they change no result, or the data's
-/// fingerprint says whether they do.
-const FREE_ON_RESUME: [&str; 11] = [
+/// Settings that may differ from the checkpoint's when a run is resumed: they change no result but for rounding, or the
+/// data's fingerprint says whether they do.
+const FREE_ON_RESUME: [&str; 12] = [
     "data",
     "test-data",
     "workers",
     "read-timeout",
     "device",
+    "bank-precision",
     "cuda-graphs",
     "monitor",
     "knn-k",
