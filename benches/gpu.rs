@@ -64,7 +64,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let (n, batch, queries) = (number(1, 1_281_167)?, number(2, 256)?, number(3, 50_000)?);
 
     let host = MemoryBank::random(n, DIM, 1);
-    let mut bank = DeviceBank::new(&host, Precision::Fp32, device);
+    let mut bank = DeviceBank::new(&host, device);
     let features: Vec<f32> = MemoryBank::random(batch, DIM, 2)
         .rows()
         .chunks_exact(DIM)
@@ -100,7 +100,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     report("update", n, batch, 0, ms);
     let asked = MemoryBank::random(queries, DIM, 3);
     let ms = median_ms(device, 3, || {
-        nearest_at(device, asked.rows(), host.rows(), DIM, NEIGHBORS, SearchOptions::default());
+        nearest_at(device, &asked.rows(), host.stored(), DIM, NEIGHBORS, SearchOptions::default());
     });
     report("knn", n, queries, NEIGHBORS, ms);
     Ok(())

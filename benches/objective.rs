@@ -1,9 +1,11 @@
-//! Times the objectives with their gradients and the neighbour search; one JSON line each, medians of several runs.
+//! Times the objectives with their gradients and the neighbour search, on a bank in fp32 and on one in bf16; one JSON line
+//! each, medians of several runs.
 //! `benches/objective.py` prints the same lines for PyTorch. `cargo bench --bench objective [-- FILTER]` runs the
 //! cases whose name contains FILTER.
 
 use lemniscate::bank::{MemoryBank, Negatives, Noise};
 use lemniscate::eval::knn;
+use lemniscate::model::Precision;
 use lemniscate::objective::{nce, softmax};
 use std::time::Instant;
 
@@ -41,49 +43,63 @@ fn report(case: &str, n: usize, batch: usize, k: usize, (ms, cpu): (f64, f64)) {
 
 fn main() {
     let filter = std::env::args().skip(1).find(|argument| !argument.starts_with('-')).unwrap_or_default();
-    let dim = 128;
     for (n, batch) in [(50_000, 128), (1_280_000, 256)] {
-        let bank = MemoryBank::random(n, dim, 1);
-        let queries = MemoryBank::random(batch, dim, 2);
-        let features: Vec<f32> = queries
-            .rows()
-            .chunks_exact(dim)
-            .flat_map(|row| {
-                let norm = row.iter().map(|x| x * x).sum::<f32>().sqrt();
-                row.iter().map(move |x| x / norm)
-            })
-            .collect();
-        let indices: Vec<u32> = (0..batch as u32).map(|b| b * 97).collect();
-        let noise = Noise::Uniform { n: n as u32 };
-        for k in [4096, 65_536] {
-            let drawn = Negatives::Drawn { noise: &noise, seed: 1, step: 1, k };
-            if "nce".contains(&filter) {
-                let ms = median_ms(|| {
-                    nce::loss(&features, &bank, &indices, &drawn, 0.07, 11.6, &noise);
-                });
-                report("nce", n, batch, k, ms);
-            }
-            if "sampled".contains(&filter) {
-                let ms = median_ms(|| {
-                    softmax::sampled(&features, &bank, &indices, &drawn, 0.07);
-                });
-                report("sampled", n, batch, k, ms);
-            }
+        for precision in [Precision::Fp32, Precision::Bf16] {
+            measure(n, batch, precision, &filter);
         }
-        if "full".contains(&filter) {
+    }
+}
+
+/// All cases of one bank; those of a bank in bf16 say so in their names.
+fn measure(n: usize, batch: usize, precision: Precision, filter: &str) {
+    let dim = 128;
+    let named = |case: &str| match precision {
+        Precision::Fp32 => case.to_owned(),
+        Precision::Bf16 => format!("{case} bf16"),
+    };
+    let wanted = |case: &str| named(case).contains(filter);
+    if !["nce", "sampled", "full", "knn"].into_iter().any(wanted) {
+        return;
+    }
+    let bank = MemoryBank::random_in(precision, n, dim, 1);
+    let features: Vec<f32> = MemoryBank::random(batch, dim, 2)
+        .rows()
+        .chunks_exact(dim)
+        .flat_map(|row| {
+            let norm = row.iter().map(|x| x * x).sum::<f32>().sqrt();
+            row.iter().map(move |x| x / norm)
+        })
+        .collect();
+    let indices: Vec<u32> = (0..batch as u32).map(|b| b * 97).collect();
+    let noise = Noise::Uniform { n: n as u32 };
+    for k in [4096, 65_536] {
+        let drawn = Negatives::Drawn { noise: &noise, seed: 1, step: 1, k };
+        if wanted("nce") {
             let ms = median_ms(|| {
-                softmax::full(&features, &bank, &indices, 0.07, &[]);
+                nce::loss(&features, &bank, &indices, &drawn, 0.07, 11.6, &noise);
             });
-            report("full", n, batch, 0, ms);
+            report(&named("nce"), n, batch, k, ms);
         }
-        if "knn".contains(&filter) {
-            for q in [1, if n == 50_000 { 10_000 } else { batch }] {
-                let queries = MemoryBank::random(q, dim, 3);
-                let ms = median_ms(|| {
-                    knn::nearest(queries.rows(), bank.rows(), dim, 200, knn::SearchOptions::default());
-                });
-                report("knn", n, q, 200, ms);
-            }
+        if wanted("sampled") {
+            let ms = median_ms(|| {
+                softmax::sampled(&features, &bank, &indices, &drawn, 0.07);
+            });
+            report(&named("sampled"), n, batch, k, ms);
+        }
+    }
+    if wanted("full") {
+        let ms = median_ms(|| {
+            softmax::full(&features, &bank, &indices, 0.07, &[]);
+        });
+        report(&named("full"), n, batch, 0, ms);
+    }
+    if wanted("knn") {
+        for q in [1, if n == 50_000 { 10_000 } else { batch }] {
+            let queries = MemoryBank::random(q, dim, 3);
+            let ms = median_ms(|| {
+                knn::nearest(&queries.rows(), bank.stored(), dim, 200, knn::SearchOptions::default());
+            });
+            report(&named("knn"), n, q, 200, ms);
         }
     }
 }

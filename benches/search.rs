@@ -47,9 +47,9 @@ fn main() {
         let bank = MemoryBank::random(n, DIM, 1);
         let queries = MemoryBank::random(RUNS + 1, DIM, 2);
         let options = SearchOptions::default();
-        let full = |i: usize| nearest(queries.row(i), bank.rows(), DIM, K, options);
-        let coarse = CoarseRows::new(bank.rows(), DIM).expect("random rows are finite");
-        let quick = |i: usize| coarse.nearest(queries.row(i), bank.rows(), K, options);
+        let full = |i: usize| nearest(&queries.row(i), bank.stored(), DIM, K, options);
+        let coarse = CoarseRows::new(&bank.rows(), DIM).expect("random rows are finite");
+        let quick = |i: usize| coarse.nearest(&queries.row(i), &bank.rows(), K, options);
         assert_eq!(full(0), quick(0));
         measure("full", n, full);
         measure("coarse", n, quick);

@@ -44,7 +44,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         }
     }
     let bank = state.bank.on_host();
-    record.floats("bank".into(), bank.rows(), vec![bank.len() as i64, bank.dim() as i64]);
+    record.floats("bank".into(), &bank.rows(), vec![bank.len() as i64, bank.dim() as i64]);
 
     let input = Input::new(config.family, config.image_size, 1);
     let order = epoch_order(&splits.train.trainable_indices(), config.seed, 0);
@@ -81,7 +81,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
     record.floats("losses".into(), &losses, vec![losses.len() as i64]);
     let bank = state.bank.on_host();
-    record.floats("bank_after".into(), bank.rows(), vec![bank.len() as i64, bank.dim() as i64]);
+    record.floats("bank_after".into(), &bank.rows(), vec![bank.len() as i64, bank.dim() as i64]);
     record.write(Path::new(out))
 }
 

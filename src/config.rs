@@ -62,7 +62,7 @@ pub struct TrainConfig {
     pub bank_momentum: f32,
     /// What the bank holds before the first step.
     pub bank_init: BankInit,
-    /// What the bank's rows are stored in; bf16 on a CUDA device only. Runs of before it could be chosen have fp32.
+    /// What the bank's rows are stored in. Runs of before it could be chosen have fp32.
     #[serde(default)]
     pub bank_precision: Precision,
     /// Where NCE's normalising constant Z comes from: `first-batch`, `running-average`, `analytic` or a number.

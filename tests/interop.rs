@@ -330,7 +330,7 @@ fn an_imported_run_goes_on_as_in_pytorch() {
         bank.update(&features, &indices, config.bank_momentum);
         sgd.step(encoder.parameters_mut(), gradients, rate);
     }
-    let memory = Tensor::from_slice(bank.rows()).view_as(given("memory"));
+    let memory = Tensor::from_slice(&bank.rows()).view_as(given("memory"));
     let difference = largest_difference(&memory, given("memory"));
     assert!(difference < 1e-5, "the bank differs by {difference}");
     let difference = largest_difference(encoder.parameters().get("fc.weight").unwrap(), given("fc"));

@@ -6,7 +6,7 @@ mod common;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use common::{assert_same_tensors, describe, fails, lemniscate, metrics, succeeds, tiny};
+use common::{assert_same_tensors, describe, fails, lemniscate, metrics, succeeds, tensors, tiny};
 
 /// Saves after almost every step, so that a kill lands in the middle of epochs and of saves.
 const SAVE_OFTEN: &[&str] = &["--save-every", "0.0001"];
@@ -78,6 +78,8 @@ fn two_epochs_are_one_and_one_resumed_for_every_objective() {
         &["--normalizer", "running-average", "--proximal", "0.1"],
         &["--accumulate", "3"],
         &["--normalizer", "analytic"],
+        &["--bank-precision", "bf16", "--proximal", "0.1"],
+        &["--bank-precision", "bf16", "--nce-k", "0", "--bank-init", "features"],
     ] {
         let folder = tempfile::tempdir().unwrap();
         let folder = folder.path();
@@ -193,6 +195,35 @@ fn a_contradicting_flag_is_refused_by_name() {
     // The same value is no contradiction, and what changes no result may change.
     let again = ["--arch", "resnet18", "-j", "2", "--cuda-graphs", "off", "--max-steps", "3"];
     succeeds(folder, ["train", "--resume", "run"].iter().chain(&again));
+}
+
+#[test]
+fn the_banks_precision_may_change_when_a_run_is_resumed() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    // Numbers of the bank, and those of them that bf16 cannot hold.
+    let bank = || {
+        let all = tensors(&folder.join("run/last.ckpt"));
+        let (_, bytes) = all.into_iter().find(|(name, _)| name == "bank.memory").unwrap();
+        let numbers = bytes.as_chunks::<4>().0;
+        (numbers.len(), numbers.iter().filter(|number| number[..2] != [0, 0]).count())
+    };
+    let settings = || std::fs::read_to_string(folder.join("run/config.toml")).unwrap();
+    let resume = |precision: &str, steps: &str| {
+        let flags = ["train", "--resume", "run", "--bank-precision", precision, "--max-steps", steps];
+        succeeds(folder, flags);
+        assert!(settings().contains(&format!("bank-precision = \"{precision}\"")), "{}", settings());
+    };
+    succeeds(folder, tiny("synthetic:100x16", "run", &["--bank-precision", "bf16", "--max-steps", "2"]));
+    let (n, beyond_bf16) = bank();
+    assert_eq!((n % 100, beyond_bf16), (0, 0));
+    resume("fp32", "4");
+    // Rows that have not moved since are what they were.
+    let beyond_bf16 = bank().1;
+    assert!(beyond_bf16 > 0 && beyond_bf16 < n / 2, "{beyond_bf16} of {n}");
+    resume("bf16", "6");
+    assert_eq!(bank(), (n, 0));
+    assert_eq!(losses(&folder.join("run")).len(), 6);
 }
 
 #[test]

@@ -96,7 +96,6 @@ impl Opened {
             [("--pretrained", network), ("--config", self.file.clone()), ("flags", self.flags.clone())];
         let config = TrainConfig::resolve(self.preset, &self.path, self.splits.format, &layers)?;
         let device = config.device.resolve()?;
-        config.validate_on(device)?;
         let config = TrainConfig {
             precision: config.precision.resolve(device).into(),
             test_data: config.test_data.as_deref().map(absolute).transpose()?,

@@ -11,6 +11,7 @@ use crate::checkpoint::signals::Interrupt;
 use crate::config::name_of;
 use crate::error::{Error, Result};
 use crate::eval::features::embed_all;
+use crate::model::Precision;
 use crate::serve::{Facts, Server, State};
 use crate::train::start;
 use crate::train::state::load_bank;
@@ -98,7 +99,7 @@ fn bank(subject: &Subject, wanted: Option<BankSource>) -> Result<(MemoryBank, &'
         });
     }
     if is_own && wanted != Some(BankSource::Recomputed) {
-        return Ok((load_bank(&found.checkpoint)?, "live"));
+        return Ok((load_bank(&found.checkpoint, Precision::Fp32)?, "live"));
     }
     let images = splits.train.trainable_indices().len();
     let (order, features) =

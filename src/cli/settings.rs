@@ -79,7 +79,7 @@ pub struct Settings {
     /// What the bank holds before the first step
     #[arg(long, value_enum, help_heading = "Objective")]
     bank_init: Option<BankInit>,
-    /// What the bank's rows are stored in; bf16 halves its memory, on a CUDA device
+    /// What the bank's rows are stored in; bf16 halves its memory
     #[arg(long, value_enum, help_heading = "Objective")]
     bank_precision: Option<Precision>,
     /// NCE's constant Z: first-batch, running-average, analytic, or a number

@@ -14,8 +14,8 @@ use crate::data::detect::DataFormat;
 use crate::error::{Error, Result};
 use crate::eval::features::Input;
 use crate::interop;
-use crate::model::Encoder;
 use crate::model::device::DeviceChoice;
+use crate::model::{Encoder, Precision};
 use crate::train::start::{self, Found};
 use crate::train::state::{load_bank, load_encoder};
 
@@ -109,7 +109,7 @@ impl Subject {
                 hint: Some("--bank recomputed computes the features of these images".into()),
             });
         }
-        load_bank(&self.found.checkpoint)
+        load_bank(&self.found.checkpoint, Precision::Fp32)
     }
 
     /// The run folder that the checkpoint lies in, if it lies in one.

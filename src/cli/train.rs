@@ -205,7 +205,6 @@ fn resume(path: &Path, arguments: &Arguments) -> Result<()> {
     let config = start::resumed_config(&found, &flags)?;
     set_threads(config.threads)?;
     let device = config.device.resolve()?;
-    config.validate_on(device)?;
     notes.about_device(config.device);
     // Another folder was asked for, or the checkpoint lies in none: its run goes on there.
     let same = |folder: &RunFolder, out: &Path| out.canonicalize().ok() == folder.path().canonicalize().ok();

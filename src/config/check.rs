@@ -2,10 +2,8 @@
 
 use super::{NormalizerChoice, ObjectiveKind, TrainConfig, name_of};
 use crate::error::{Error, Result};
-use crate::model::device::device_name;
-use crate::model::{Family, Precision};
+use crate::model::Family;
 use crate::objective::NormalizerMode;
-use tch::Device;
 
 /// Minutes.
 const A_YEAR: f64 = 366.0 * 24.0 * 60.0;
@@ -25,23 +23,6 @@ pub fn check_threads(threads: i64) -> Result<()> {
 }
 
 impl TrainConfig {
-    /// Refuses what cannot work on `device`.
-    ///
-    /// # Errors
-    /// [`Error::Usage`] naming the flag and what it needs.
-    pub fn validate_on(&self, device: Device) -> Result<()> {
-        if self.bank_precision == Precision::Bf16 && !matches!(device, Device::Cuda(_)) {
-            return Err(Error::Usage {
-                message: format!(
-                    "--bank-precision bf16 needs a CUDA device, and this run is on {}",
-                    device_name(device)
-                ),
-                hint: Some("--bank-precision fp32, also to go on here with a run that had bf16".into()),
-            });
-        }
-        Ok(())
-    }
-
     /// Refuses what cannot work before any work is done.
     ///
     /// # Errors

@@ -94,7 +94,7 @@ pub fn queries_at(
 /// The `k` rows of `bank` nearest to each query, searched where the encoder is; rows of quarantined images are passed over.
 pub fn search(device: Device, queries: &Queries, bank: &MemoryBank, train: &Dataset, k: usize) -> Neighbors {
     let options = SearchOptions { own_rows: queries.own_rows.as_deref(), excluded_rows: train.quarantined() };
-    knn::nearest_at(device, &queries.features, bank.rows(), bank.dim(), k, options)
+    knn::nearest_at(device, &queries.features, bank.stored(), bank.dim(), k, options)
 }
 
 /// Weighted kNN for every pair of `ks` and `temperatures` from one search; k beyond the rows there are is cut.
@@ -134,13 +134,13 @@ pub fn label_free(
         Ok(())
     })?;
     let options = SearchOptions { own_rows: None, excluded_rows: train.quarantined() };
-    let nearest = knn::nearest_at(encoder.device(), &features, bank.rows(), bank.dim(), 1, options);
+    let nearest = knn::nearest_at(encoder.device(), &features, bank.stored(), bank.dim(), 1, options);
     let own = nearest.indices.iter().zip(&indices).filter(|(found, own)| found == own).count();
     let dim = bank.dim();
     let alignment = indices
         .iter()
         .zip(features.chunks_exact(dim))
-        .map(|(&i, view)| squared_distance(view, bank.row(i as usize)))
+        .map(|(&i, view)| squared_distance(view, &bank.row(i as usize)))
         .sum::<f64>()
         / indices.len() as f64;
     Ok(LabelFree {

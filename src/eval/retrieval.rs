@@ -61,7 +61,7 @@ pub fn retrieve(
         excluded_rows: splits.train.quarantined(),
     };
     let neighbors =
-        knn::nearest_at(encoder.device(), &features[0], bank.rows(), bank.dim(), NEIGHBORS, options);
+        knn::nearest_at(encoder.device(), &features[0], bank.stored(), bank.dim(), NEIGHBORS, options);
     let of_query = |(q, &index): (usize, &u32)| {
         let (rows, similarities) = neighbors.of(q);
         let found = rows.iter().zip(similarities).map(|(&row, &s)| shown(&splits.train, row, Some(s)));

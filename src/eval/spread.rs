@@ -34,7 +34,7 @@ pub fn spread(bank: &MemoryBank, excluded_rows: &[u32], temperature: f64) -> Opt
     }
     let mut rows = Vec::with_capacity(n * bank.dim());
     for j in 0..n {
-        rows.extend_from_slice(bank.row(nth_included(j * included / n, excluded_rows)));
+        rows.extend_from_slice(&bank.row(nth_included(j * included / n, excluded_rows)));
     }
     let rows = Tensor::from_slice(&rows).view([n as i64, bank.dim() as i64]).to_kind(Kind::Double); // [n, D]
     let scores = rows.matmul(&rows.transpose(0, 1)) / temperature; // [n, n]

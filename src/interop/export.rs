@@ -21,7 +21,7 @@ use crate::data::augment::Normalization;
 use crate::data::dataset::Dataset;
 use crate::error::{Error, Result};
 use crate::eval::features::normalization;
-use crate::model::{Family, Head, Role};
+use crate::model::{Family, Head, Precision, Role};
 use crate::optim::lr;
 use crate::train::start::Found;
 use crate::train::state::{BANK, ENCODER, MOMENTUM, load_bank, load_encoder};
@@ -182,8 +182,8 @@ impl<'f> Export<'f> {
     /// # Errors
     /// If there is no bank, or the file cannot be written.
     pub fn bank_npy(&self, out: &Path) -> Result<()> {
-        let bank = load_bank(&self.found.checkpoint)?;
-        atomic::replace(out, |file| npy::write(file, &[bank.len(), bank.dim()], bank.rows()))
+        let bank = load_bank(&self.found.checkpoint, Precision::Fp32)?;
+        atomic::replace(out, |file| npy::write(file, &[bank.len(), bank.dim()], &bank.rows()))
     }
 
     /// The bank's rows `[N, D]` as the safetensors tensor `memory`.
@@ -200,7 +200,7 @@ impl<'f> Export<'f> {
     /// # Errors
     /// If there is no bank, `images` are not those it belongs to, or the file cannot be written.
     pub fn bank_table(&self, out: &Path, images: &Dataset, parquet: bool) -> Result<()> {
-        let bank = load_bank(&self.found.checkpoint)?;
+        let bank = load_bank(&self.found.checkpoint, Precision::Fp32)?;
         if images.len() != bank.len() {
             let expected = format!("{} images, one for each row", bank.len());
             return Err(Error::format(out, expected, images.len().to_string()));
@@ -208,7 +208,7 @@ impl<'f> Export<'f> {
         let each_line = |push: &mut dyn FnMut(Line<'_>) -> io::Result<()>| {
             (0..bank.len()).try_for_each(|row| {
                 let label = images.label(row).and_then(|label| images.class_name(label));
-                push(Line { row, name: &images.name(row), label, values: bank.row(row) })
+                push(Line { row, name: &images.name(row), label, values: &bank.row(row) })
             })
         };
         atomic::replace(out, |file| {

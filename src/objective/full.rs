@@ -2,12 +2,13 @@
 //!
 //! The bank is cut into spans, a number that depends on N alone; each span yields its largest logit, its sum and its
 //! weighted rows, and the spans are joined in order. So the result does not depend on the threads, and beside the
-//! bank there are only some B·D numbers for each span and a B × 128 tile of scores for each thread.
+//! bank there are only some B·D numbers for each span and a B × 128 tile of scores for each thread, with the tile's rows as
+//! f32 where they are stored in bf16.
 
 use super::{LossAndGradient, Problem, RowLoss};
-use crate::bank::MemoryBank;
 use crate::bank::kernels::tile::{GROUP, Left, Panel, STRIP, TILE, Transposed, padded, product};
-use crate::simd::{Aligned, Kernel, LANES, Simd};
+use crate::bank::{MemoryBank, Rows};
+use crate::simd::{Aligned, Element, Kernel, LANES, Simd};
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -43,7 +44,14 @@ fn full_of(problem: &Problem, excluded: &[u32]) -> LossAndGradient {
             .into_par_iter()
             .map(|rows| {
                 let inverse_temperature = (1.0 / problem.temperature) as f32;
-                problem.isa.run(Span { features, bank, rows, excluded, inverse_temperature })
+                match bank.stored() {
+                    Rows::Fp32(bank) => {
+                        problem.isa.run(Span { features, bank, dim, rows, excluded, inverse_temperature })
+                    }
+                    Rows::Bf16(bank) => {
+                        problem.isa.run(Span { features, bank, dim, rows, excluded, inverse_temperature })
+                    }
+                }
             })
             .collect();
         let first = block * BLOCK;
@@ -78,7 +86,7 @@ fn join(problem: &Problem, spans: &[Sums], b: usize, row: usize, gradient: &mut 
     }
     let positive = problem.positive(b);
     let scale = 1.0 / (problem.temperature * problem.batch() as f64);
-    gradient.extend(weighted.iter().zip(positive).map(|(g, m)| ((g / sum - f64::from(*m)) * scale) as f32));
+    gradient.extend(weighted.iter().zip(&*positive).map(|(g, m)| ((g / sum - f64::from(*m)) * scale) as f32));
     let similarity = problem.positive_similarity(b);
     let loss = f64::from(largest) + sum.ln() - similarity / problem.temperature;
     RowLoss { loss, positive_similarity: similarity, positive_probability: (-loss).exp() }
@@ -94,20 +102,21 @@ struct Sums {
 }
 
 /// One block of features against one span of the bank.
-struct Span<'a> {
+struct Span<'a, E> {
     features: &'a [f32],
-    bank: &'a MemoryBank,
+    bank: &'a [E],
+    dim: usize,
     rows: Range<usize>,
     excluded: &'a [u32],
     inverse_temperature: f32,
 }
 
-impl Kernel for Span<'_> {
+impl<E: Element> Kernel for Span<'_, E> {
     type Output = Sums;
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) -> Sums {
-        let dim = self.bank.dim();
+        let dim = self.dim;
         let stride = dim.next_multiple_of(STRIP);
         let (queries, rows) = padded(self.features, dim, dim);
         let mut sums = Sums {
@@ -117,12 +126,13 @@ impl Kernel for Span<'_> {
             stride,
         };
         let mut transposed = Transposed::new(dim);
-        let mut scores = Aligned::zeros(rows * TILE);
-        // Rows that are no multiple of 32 wide are copied into such.
-        let mut widened = Aligned::zeros(if stride == dim { 0 } else { TILE * stride });
+        let mut scores = Aligned::<f32>::zeros(rows * TILE);
+        // Rows that are not f32, or no multiple of 32 wide, are copied into such.
+        let as_they_are = stride == dim && E::as_f32(&[]).is_some();
+        let mut copied = Aligned::<f32>::zeros(if as_they_are { 0 } else { TILE * stride });
         for start in self.rows.clone().step_by(TILE) {
             let count = TILE.min(self.rows.end - start);
-            let tile = &self.bank.rows()[start * dim..][..count * dim];
+            let tile = &self.bank[start * dim..][..count * dim];
             transposed.fill(tile);
             let left = Left { values: &queries, stride: dim, rows };
             let (panel, strips) = (transposed.panel(), transposed.strips());
@@ -140,13 +150,14 @@ impl Kernel for Span<'_> {
                 self.weigh(simd, scores, row, &mut sums);
             }
 
-            let values = if stride == dim {
-                tile
-            } else {
-                for (to, from) in widened.chunks_exact_mut(stride).zip(tile.chunks_exact(dim)) {
-                    to[..dim].copy_from_slice(from);
+            let values = match E::as_f32(tile) {
+                Some(tile) if as_they_are => tile,
+                _ => {
+                    for (to, from) in copied.chunks_exact_mut(stride).zip(tile.chunks_exact(dim)) {
+                        to.iter_mut().zip(from).for_each(|(to, from)| *to = from.to_f32());
+                    }
+                    &*copied
                 }
-                &*widened
             };
             let panel =
                 Panel { chunks: values.as_chunks().0, depth_step: stride / LANES, strip_step: STRIP / LANES };
@@ -158,7 +169,7 @@ impl Kernel for Span<'_> {
     }
 }
 
-impl Span<'_> {
+impl<E> Span<'_, E> {
     /// Turns a row of similarities into `exp(logit − largest)`, after rescaling what the row has gathered if a
     /// larger logit has come.
     #[inline(always)]
@@ -242,6 +253,19 @@ mod tests {
                         assert_close(&found.gradient, &gradient, 5e-5, &format!("{isa:?} {n} T={t}"));
                     }
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn a_bank_in_bf16_gives_the_bits_of_its_numbers_in_fp32_on_every_path() {
+        for (n, dim, batch) in [(1, 4, 1), (129, 128, 9), (4000, 32, 17), (1025, 13, 2), (300, 40, 300)] {
+            let cases = in_both_precisions(n, dim, batch, 0);
+            let excluded: Vec<u32> =
+                (0..n as u32).filter(|i| i % 7 == 3 && !cases[0].indices.contains(i)).collect();
+            for isa in Isa::available() {
+                let [found, expected] = cases.each_ref().map(|case| run(case, isa, 0.07, &excluded));
+                assert_eq!(found, expected, "{isa:?} {n} {dim}");
             }
         }
     }

@@ -2,9 +2,9 @@
 //! to the gradient while they are in the nearest cache. What the weights are is the objective's business.
 
 use super::Problem;
-use crate::bank::Negatives;
 use crate::bank::kernels::rows::{accumulate16, dot16};
-use crate::simd::{Kernel, LANES, Simd, prefetch};
+use crate::bank::{Negatives, Rows};
+use crate::simd::{Element, Kernel, LANES, Simd, prefetch};
 
 /// Decides what sixteen scores mean.
 pub(super) trait Visitor: Send {
@@ -22,23 +22,39 @@ pub(super) trait Visitor: Send {
     ) -> f32;
 }
 
-/// Runs `visitor` over the negatives of batch row `b` and adds `Σ weight·row` to `gradient` `[D]`.
-pub(super) struct Gather<'a, 'g, V> {
-    pub problem: &'a Problem<'a>,
-    pub negatives: &'a Negatives<'a>,
-    pub b: usize,
-    pub visitor: V,
-    pub gradient: &'g mut [f32],
+/// Runs `visitor` over the negatives of batch row `b` and adds `Σ weight·row` to `gradient` `[D]`. Returns the visitor, with
+/// what it has gathered.
+pub(super) fn gather<V: Visitor>(
+    problem: &Problem,
+    negatives: &Negatives,
+    b: usize,
+    visitor: V,
+    gradient: &mut [f32],
+) -> V {
+    match problem.bank.stored() {
+        Rows::Fp32(rows) => problem.isa.run(Gather { problem, rows, negatives, b, visitor, gradient }),
+        Rows::Bf16(rows) => problem.isa.run(Gather { problem, rows, negatives, b, visitor, gradient }),
+    }
 }
 
-impl<V: Visitor> Kernel for Gather<'_, '_, V> {
-    /// The visitor, with what it has gathered.
+struct Gather<'a, E, V> {
+    problem: &'a Problem<'a>,
+    /// Those of the problem's bank.
+    rows: &'a [E],
+    negatives: &'a Negatives<'a>,
+    b: usize,
+    visitor: V,
+    gradient: &'a mut [f32],
+}
+
+impl<E: Element, V: Visitor> Kernel for Gather<'_, E, V> {
     type Output = V;
 
     #[inline(always)]
     fn run<S: Simd>(mut self, simd: S) -> V {
-        let bank = self.problem.bank;
         let query = self.problem.feature(self.b);
+        let dim = query.len();
+        let row = |index: u32| &self.rows[index as usize * dim..][..dim];
         let mut source = self.negatives.of_row(self.b, self.problem.batch());
         let (mut indices, mut next) = ([0u32; LANES], [0u32; LANES]);
         let mut weights = [0.0; LANES];
@@ -47,12 +63,12 @@ impl<V: Visitor> Kernel for Gather<'_, '_, V> {
             // The next rows travel while these are worked on.
             let next_count = source.next(&mut next);
             for &index in &next[..next_count] {
-                prefetch(bank.row(index as usize));
+                prefetch(row(index));
             }
             // Lanes without a row repeat the first one, with weight 0.
-            let mut rows: [&[f32]; LANES] = [bank.row(indices[0] as usize); LANES];
-            for (row, &index) in rows.iter_mut().zip(&indices[..count]) {
-                *row = bank.row(index as usize);
+            let mut rows: [&[E]; LANES] = [row(indices[0]); LANES];
+            for (fetched, &index) in rows.iter_mut().zip(&indices[..count]) {
+                *fetched = row(index);
             }
             let similarities = dot16(simd, query, &rows);
             let factor = self.visitor.visit(simd, &similarities, &indices[..count], &mut weights);

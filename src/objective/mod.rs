@@ -6,8 +6,9 @@
 //! - [`softmax::sampled`]: cross-entropy against the positive and K negatives;
 //! - [`proximal`]: a pull toward the own row, added to any of them.
 //!
-//! Shapes: B batch, N images, D embedding width, K negatives. Rows of the bank are gathered as they are needed:
-//! nothing of size B·K·D or N·B exists. Each batch row is one task, so results do not depend on the threads.
+//! Shapes: B batch, N images, D embedding width, K negatives. Rows of the bank are gathered as they are needed, and become
+//! f32 as they are read if they are stored in bf16: nothing of size B·K·D or N·B exists, and no second bank. Each batch row
+//! is one task, so results do not depend on the threads.
 //!
 //! [`device`] has the same for a bank that lies on a GPU.
 
@@ -23,6 +24,7 @@ pub use normalizer::{Entries, Normalizer, NormalizerMode};
 use crate::bank::MemoryBank;
 use crate::bank::kernels::rows::Dot;
 use crate::simd::Isa;
+use std::borrow::Cow;
 
 /// A loss, the mean over the batch, and what training wants to know along with it.
 #[derive(Clone, Debug, PartialEq)]
@@ -75,13 +77,13 @@ impl<'a> Problem<'a> {
     }
 
     /// The own row of batch row `b`, `[D]`.
-    fn positive(&self, b: usize) -> &'a [f32] {
+    fn positive(&self, b: usize) -> Cow<'a, [f32]> {
         self.bank.row(self.indices[b] as usize)
     }
 
     /// `v·M[i]` of batch row `b`.
     fn positive_similarity(&self, b: usize) -> f64 {
-        f64::from(self.isa.run(Dot(self.feature(b), self.positive(b))))
+        f64::from(self.isa.run(Dot(self.feature(b), &self.positive(b))))
     }
 }
 
@@ -124,7 +126,7 @@ pub fn proximal(features: &[f32], bank: &MemoryBank, indices: &[u32], lambda: f6
     let mut loss = 0.0;
     let mut gradient = Vec::with_capacity(features.len());
     for b in 0..problem.batch() {
-        for (v, m) in problem.feature(b).iter().zip(problem.positive(b)) {
+        for (v, m) in problem.feature(b).iter().zip(&*problem.positive(b)) {
             let difference = f64::from(*v) - f64::from(*m);
             loss += scale * difference * difference;
             gradient.push((2.0 * scale * difference) as f32);
@@ -138,8 +140,10 @@ pub(crate) mod testing {
     //! Inputs and naive oracles shared by the objectives' tests.
     use super::*;
     use crate::bank::{Noise, draw_negatives};
+    use crate::model::Precision;
 
     /// Unit features near their rows, a bank, indices and negatives.
+    #[derive(Clone)]
     pub(crate) struct Case {
         pub features: Vec<f32>,
         pub bank: MemoryBank,
@@ -154,7 +158,7 @@ pub(crate) mod testing {
         let mut features = Vec::new();
         for (b, &i) in indices.iter().enumerate() {
             let mixed: Vec<f32> =
-                bank.row(i as usize).iter().zip(noise.row(b)).map(|(m, x)| 0.5 * m + x).collect();
+                bank.row(i as usize).iter().zip(&*noise.row(b)).map(|(m, x)| 0.5 * m + x).collect();
             let norm = mixed.iter().map(|x| x * x).sum::<f32>().sqrt();
             features.extend(mixed.iter().map(|x| x / norm));
         }
@@ -162,10 +166,18 @@ pub(crate) mod testing {
         Case { features, bank, indices, negatives }
     }
 
+    /// A [`case`] whose bank is in bf16, and the same numbers in fp32.
+    pub(crate) fn in_both_precisions(n: usize, dim: usize, batch: usize, k: usize) -> [Case; 2] {
+        let case = case(n, dim, batch, k);
+        let bank = case.bank.clone().in_precision(Precision::Bf16);
+        let same = bank.clone().in_precision(Precision::Fp32);
+        [Case { bank, ..case.clone() }, Case { bank: same, ..case }]
+    }
+
     /// `v_b · M[j]` in double precision.
     pub(crate) fn similarity(case: &Case, b: usize, j: u32) -> f64 {
         let v = &case.features[b * case.bank.dim()..][..case.bank.dim()];
-        v.iter().zip(case.bank.row(j as usize)).map(|(v, m)| f64::from(*v) * f64::from(*m)).sum()
+        v.iter().zip(&*case.bank.row(j as usize)).map(|(v, m)| f64::from(*v) * f64::from(*m)).sum()
     }
 
     /// The gradient `Σ_j weights(b)[j].1 · M[weights(b)[j].0]` of all rows.
@@ -174,7 +186,7 @@ pub(crate) mod testing {
         let mut gradient = vec![0.0; case.features.len()];
         for (b, out) in gradient.chunks_exact_mut(dim).enumerate() {
             for (j, weight) in weights(b) {
-                for (out, m) in out.iter_mut().zip(case.bank.row(j as usize)) {
+                for (out, m) in out.iter_mut().zip(&*case.bank.row(j as usize)) {
                     *out += weight * f64::from(*m);
                 }
             }
@@ -218,6 +230,13 @@ mod tests {
         sum.add((loss, gradient.clone()));
         assert_eq!(sum.loss, before.loss + loss);
         assert_eq!(sum.gradient[5], before.gradient[5] + gradient[5]);
+    }
+
+    #[test]
+    fn the_proximal_term_of_a_bank_in_bf16_is_that_of_its_numbers_in_fp32() {
+        let [found, expected] =
+            in_both_precisions(20, 9, 3, 1).map(|c| proximal(&c.features, &c.bank, &c.indices, 0.7));
+        assert_eq!(found, expected);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Noise-contrastive estimation (Wu et al. 2018, §3.2, Eq. 4–8): tell a feature's own row from K rows of noise.
 
-use super::gather::{Gather, Visitor};
+use super::gather::{Visitor, gather};
 use super::{LossAndGradient, Problem, RowLoss};
 use crate::bank::{MemoryBank, Negatives, Noise};
 use crate::simd::{LANES, Simd};
@@ -74,9 +74,9 @@ fn row_loss(
         loss: 0.0,
         product: 1.0,
     };
-    let visitor = problem.isa.run(Gather { problem, negatives, b, visitor, gradient });
+    let visitor = gather(problem, negatives, b, visitor, gradient);
     let scale = 1.0 / (problem.temperature * problem.batch() as f64);
-    for (g, m) in gradient.iter_mut().zip(positive) {
+    for (g, m) in gradient.iter_mut().zip(&*positive) {
         *g = ((f64::from(*g) + positive_weight * f64::from(*m)) * scale) as f32;
     }
     RowLoss {
@@ -234,6 +234,18 @@ mod tests {
                     assert_close(&found.gradient, &gradient, 1e-5, &format!("{isa:?} T={t} Z={z}"));
                     assert!(found.positive_probability > 0.0 && found.positive_probability <= 1.0);
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn a_bank_in_bf16_gives_the_bits_of_its_numbers_in_fp32_on_every_path() {
+        for (n, dim, batch, k) in [(50, 16, 3, 16), (40, 128, 5, 100), (7, 13, 2, 33), (300, 40, 4, 1)] {
+            let cases = in_both_precisions(n, dim, batch, k);
+            for isa in Isa::available() {
+                let [found, expected] =
+                    cases.each_ref().map(|case| run(case, isa, 0.07, 5.0, &Noise::Uniform { n: n as u32 }));
+                assert_eq!(found, expected, "{isa:?} {n} {dim}");
             }
         }
     }

@@ -2,7 +2,7 @@
 //! because NCE exists to avoid that sum. Everything is kept as ln Z: at T = 0.01, Z itself may not fit a number.
 
 use super::Problem;
-use super::gather::{Gather, Visitor};
+use super::gather::{Visitor, gather};
 use crate::bank::{MemoryBank, Negatives, Noise};
 use crate::simd::{LANES, Simd};
 use rayon::prelude::*;
@@ -45,8 +45,7 @@ pub fn estimate_ln_z(
         .map(|b| {
             let visitor =
                 Exponentials { inverse_temperature: 1.0 / temperature, noise, sum: LogSum::default() };
-            let gather = Gather { problem: &problem, negatives, b, visitor, gradient: &mut [] };
-            let mut sum = problem.isa.run(gather).sum;
+            let mut sum = gather(&problem, negatives, b, visitor, &mut []).sum;
             if entries == Entries::All {
                 let similarity = problem.positive_similarity(b);
                 sum.add(similarity / temperature + ln_n);
@@ -243,6 +242,18 @@ mod tests {
     }
 
     #[test]
+    fn a_bank_in_bf16_gives_the_estimate_of_its_numbers_in_fp32() {
+        let noise = Noise::Uniform { n: 50 };
+        for entries in [Entries::All, Entries::Negatives] {
+            let [found, expected] = in_both_precisions(50, 24, 3, 33).map(|case| {
+                let given = Negatives::Given(&case.negatives);
+                estimate_ln_z(&case.features, &case.bank, &case.indices, &given, 0.2, &noise, entries)
+            });
+            assert_eq!(found, expected, "{entries:?}");
+        }
+    }
+
+    #[test]
     fn weighted_noise_is_corrected_for() {
         let (n, dim, t) = (400, 32, 0.3);
         let bank = MemoryBank::random(n, dim, 1);
@@ -254,7 +265,7 @@ mod tests {
             .flat_map(|b| (0..n).map(move |j| (b, j)))
             .map(|(b, j)| {
                 let v = &features[b * dim..][..dim];
-                let s: f64 = v.iter().zip(bank.row(j)).map(|(v, m)| f64::from(v * m)).sum();
+                let s: f64 = v.iter().zip(&*bank.row(j)).map(|(v, m)| f64::from(v * m)).sum();
                 (s / t).exp() / 8.0
             })
             .sum();

@@ -1,7 +1,7 @@
 //! Cross-entropy over instances: against all of them (Wu et al. 2018, Eq. 2), or against a sample (the authors'
 //! updated model of 2020).
 
-use super::gather::{Gather, Visitor};
+use super::gather::{Visitor, gather};
 use super::{LossAndGradient, Problem, RowLoss};
 use crate::bank::{MemoryBank, Negatives};
 use crate::simd::{LANES, Simd};
@@ -44,11 +44,11 @@ fn row_loss(problem: &Problem, negatives: &Negatives, b: usize, gradient: &mut [
     let similarity = problem.positive_similarity(b);
     let logit = similarity as f32 * inverse_temperature;
     // The positive is the largest so far, with weight exp(0).
-    gradient.copy_from_slice(positive);
+    gradient.copy_from_slice(&positive);
     let visitor = Candidates { inverse_temperature, largest: logit, sum: 1.0 };
-    let end = problem.isa.run(Gather { problem, negatives, b, visitor, gradient });
+    let end = gather(problem, negatives, b, visitor, gradient);
     let scale = 1.0 / (problem.temperature * problem.batch() as f64);
-    for (g, m) in gradient.iter_mut().zip(positive) {
+    for (g, m) in gradient.iter_mut().zip(&*positive) {
         *g = ((f64::from(*g) / end.sum - f64::from(*m)) * scale) as f32;
     }
     let loss = f64::from(end.largest) - f64::from(logit) + end.sum.ln();
@@ -143,6 +143,17 @@ mod tests {
                         assert_close(&found.gradient, &gradient, 3e-5, &format!("{isa:?} T={t}"));
                     }
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn a_bank_in_bf16_gives_the_bits_of_its_numbers_in_fp32_on_every_path() {
+        for (n, dim, batch, k) in [(50, 16, 3, 16), (40, 128, 5, 100), (7, 13, 2, 33), (300, 40, 4, 1)] {
+            let cases = in_both_precisions(n, dim, batch, k);
+            for isa in Isa::available() {
+                let [found, expected] = cases.each_ref().map(|case| run(case, isa, 0.07));
+                assert_eq!(found, expected, "{isa:?} {n} {dim}");
             }
         }
     }

@@ -17,13 +17,14 @@ const POINTS: usize = 4_000;
 /// # Panics
 /// If `rows` is empty or has a row that the bank has not.
 pub fn json(bank: &MemoryBank, rows: &[u32], train: &Dataset) -> Value {
-    let sampled: Vec<f32> = spaced(rows, FITTED).flat_map(|row| bank.row(row as usize)).copied().collect();
+    let sampled: Vec<f32> =
+        spaced(rows, FITTED).flat_map(|row| bank.row(row as usize).into_owned()).collect();
     let pca = Pca::fit(&sampled, bank.dim(), 2);
     let index: Vec<u32> = spaced(rows, POINTS).collect();
     let places: Vec<[f64; 2]> = index
         .iter()
         .map(|&row| {
-            let place = pca.project(bank.row(row as usize));
+            let place = pca.project(&bank.row(row as usize));
             // A bank of one number a row has no second axis.
             [0, 1].map(|axis| place.get(axis).copied().filter(|x| x.is_finite()).unwrap_or(0.0))
         })

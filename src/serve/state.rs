@@ -117,7 +117,7 @@ impl State {
             encoder.config().embed_dim as usize,
             "the bank holds this encoder's embeddings"
         );
-        let coarse = (bank.len() >= COARSE_FROM).then(|| CoarseRows::new(bank.rows(), bank.dim())).flatten();
+        let coarse = (bank.len() >= COARSE_FROM).then(|| CoarseRows::new(&bank.rows(), bank.dim())).flatten();
         Ok(State {
             coarse: coarse.map(Arc::new),
             thumbnails: Thumbnails::new(THUMBNAIL_BYTES),
@@ -219,7 +219,7 @@ impl State {
         }
         match set {
             Set::Train => {
-                Ok(Query { embedding: self.bank.row(index as usize).to_vec(), own_row: Some(index) })
+                Ok(Query { embedding: self.bank.row(index as usize).into_owned(), own_row: Some(index) })
             }
             Set::Test => self.query(self.load(set, index, |image| image).await?).await,
         }
@@ -242,8 +242,8 @@ impl State {
                 excluded_rows: train.quarantined(),
             };
             let found = match coarse {
-                Some(coarse) => coarse.nearest(&query.embedding, bank.rows(), k, options),
-                None => nearest(&query.embedding, bank.rows(), bank.dim(), k, options),
+                Some(coarse) => coarse.nearest(&query.embedding, &bank.rows(), k, options),
+                None => nearest(&query.embedding, bank.stored(), bank.dim(), k, options),
             };
             (found, start.elapsed())
         })

@@ -5,12 +5,16 @@
 //! rounding, not to the bit: they group and fuse additions differently.
 
 mod aligned;
+mod element;
 mod portable;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
 pub(crate) use aligned::Aligned;
+pub(crate) use element::Element;
 pub(crate) use portable::Portable;
+
+use half::bf16;
 
 /// Numbers in a vector.
 pub(crate) const LANES: usize = 16;
@@ -24,6 +28,8 @@ pub(crate) trait Simd: Copy + Send + Sync {
 
     fn splat(self, value: f32) -> Self::V;
     fn load(self, values: &[f32; LANES]) -> Self::V;
+    /// bf16 is the upper half of an `f32`.
+    fn load_bf16(self, values: &[bf16; LANES]) -> Self::V;
     fn store(self, vector: Self::V, values: &mut [f32; LANES]);
     fn add(self, a: Self::V, b: Self::V) -> Self::V;
     fn sub(self, a: Self::V, b: Self::V) -> Self::V;
@@ -45,14 +51,6 @@ pub(crate) trait Simd: Copy + Send + Sync {
     fn sum(self, a: Self::V) -> f32;
     /// The largest lane.
     fn largest(self, a: Self::V) -> f32;
-
-    /// `values`, then zeros.
-    #[inline(always)]
-    fn load_partial(self, values: &[f32]) -> Self::V {
-        let mut padded = [0.0; LANES];
-        padded[..values.len()].copy_from_slice(values);
-        self.load(&padded)
-    }
 
     /// `exp(x)` for `x ≤ 88`, to 2 units in the last place; 0 below −87, NaN for NaN.
     ///
@@ -127,9 +125,9 @@ impl Isa {
 
 /// Asks for `row` to be brought into the nearest cache.
 #[inline(always)]
-pub(crate) fn prefetch(row: &[f32]) {
+pub(crate) fn prefetch<E: Element>(row: &[E]) {
     #[cfg(target_arch = "x86_64")]
-    for line in row.chunks(LANES) {
+    for line in row.chunks(aligned::LINE / size_of::<E>()) {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
         // SAFETY: prefetching reads nothing architecturally, and the address lies inside `row`.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) }

@@ -1,6 +1,7 @@
 //! Sixteen lanes in plain Rust: the path of every machine without a better one, and the twin that Miri can run.
 
-use super::{LANES, Simd};
+use super::{Element, LANES, Simd};
+use half::bf16;
 
 /// No instructions beyond the target's own. On aarch64 those include NEON with fused multiplication.
 #[derive(Clone, Copy, Debug)]
@@ -24,6 +25,10 @@ impl Simd for Portable {
     #[inline(always)]
     fn load(self, values: &[f32; LANES]) -> Self::V {
         *values
+    }
+    #[inline(always)]
+    fn load_bf16(self, values: &[bf16; LANES]) -> Self::V {
+        values.map(Element::to_f32)
     }
     #[inline(always)]
     fn store(self, vector: Self::V, values: &mut [f32; LANES]) {

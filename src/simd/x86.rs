@@ -4,6 +4,7 @@
 //! comes from `detect`, so their instructions are there wherever a `self` is.
 
 use super::{Kernel, LANES, Simd};
+use half::bf16;
 use std::arch::x86_64::*;
 
 /// AVX-512 F, BW, DQ and VL are there.
@@ -71,6 +72,13 @@ impl Simd for Avx512 {
         intrinsic!(_mm512_loadu_ps(values.as_ptr()))
     }
     #[inline(always)]
+    fn load_bf16(self, values: &[bf16; LANES]) -> Self::V {
+        intrinsic!({
+            let halves = _mm512_cvtepu16_epi32(_mm256_loadu_si256(values.as_ptr().cast()));
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(halves))
+        })
+    }
+    #[inline(always)]
     fn store(self, vector: Self::V, values: &mut [f32; LANES]) {
         intrinsic!(_mm512_storeu_ps(values.as_mut_ptr(), vector))
     }
@@ -135,6 +143,16 @@ impl Simd for Avx2 {
     #[inline(always)]
     fn load(self, values: &[f32; LANES]) -> Self::V {
         intrinsic!([_mm256_loadu_ps(values.as_ptr()), _mm256_loadu_ps(values.as_ptr().add(8))])
+    }
+    #[inline(always)]
+    fn load_bf16(self, values: &[bf16; LANES]) -> Self::V {
+        let eight = |from: usize| {
+            intrinsic!({
+                let halves = _mm256_cvtepu16_epi32(_mm_loadu_si128(values.as_ptr().add(from).cast()));
+                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(halves))
+            })
+        };
+        [eight(0), eight(8)]
     }
     #[inline(always)]
     fn store(self, vector: Self::V, values: &mut [f32; LANES]) {

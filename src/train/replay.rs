@@ -291,7 +291,7 @@ mod tests {
     use crate::checkpoint::state::Progress;
     use crate::config::Preset;
     use crate::data::detect::DataFormat;
-    use crate::model::{Encoder, Precision, to_vec_f32};
+    use crate::model::{Encoder, to_vec_f32};
     use crate::objective::Normalizer;
     use crate::optim::Sgd;
     use crate::train::step::queue_batch;
@@ -310,7 +310,7 @@ mod tests {
     /// With our CUDA kernels' twin, in one piece.
     fn state(config: &TrainConfig) -> TrainState {
         let encoder = Encoder::new(config.encoder(), 1, Device::Cpu);
-        let bank = DeviceBank::with_twin(&MemoryBank::random(N, config.embed_dim, 2), Precision::Fp32);
+        let bank = DeviceBank::with_twin(&MemoryBank::random(N, config.embed_dim, 2));
         let normalizer = Normalizer::new(config.normalizer.0, N, config.embed_dim, config.temperature);
         let sgd = Sgd::new(encoder.parameters(), config.momentum, config.weight_decay);
         TrainState::new(encoder, sgd, Bank::Device(bank), normalizer, Progress::default())

@@ -18,14 +18,15 @@ use crate::model::Encoder;
 use crate::objective::Normalizer;
 use crate::optim::Sgd;
 
-/// Settings that may differ from the checkpoint's when a run is resumed: they change no result, or the data's
-/// fingerprint says whether they do.
-const FREE_ON_RESUME: [&str; 11] = [
+/// Settings that may differ from the checkpoint's when a run is resumed: they change no result but for rounding, or the
+/// data's fingerprint says whether they do.
+const FREE_ON_RESUME: [&str; 12] = [
     "data",
     "test-data",
     "workers",
     "read-timeout",
     "device",
+    "bank-precision",
     "cuda-graphs",
     "monitor",
     "knn-k",
@@ -222,7 +223,7 @@ pub fn fresh_state(
     progress: &mut dyn FnMut(usize),
 ) -> Result<TrainState> {
     let train = &splits.train;
-    let mut bank = MemoryBank::random(train.len(), config.embed_dim, config.seed);
+    let mut bank = MemoryBank::random_in(config.bank_precision, train.len(), config.embed_dim, config.seed);
     if config.bank_init == BankInit::Features {
         let input = Input::new(config.family, config.image_size, config.workers)
             .with_read_timeout(config.read_timeout());
@@ -239,7 +240,7 @@ pub fn fresh_state(
         ln_z: normalizer.ln_z,
         ..Progress::default()
     };
-    let bank = Bank::on(bank, config.bank_precision, encoder.device());
+    let bank = Bank::on(bank, encoder.device());
     Ok(TrainState::new(encoder, sgd, bank, normalizer, progress))
 }
 

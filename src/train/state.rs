@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use safetensors::Dtype;
 use tch::{Device, Kind, Tensor, no_grad};
 
-use crate::bank::{Bank, DeviceBank, MemoryBank};
+use crate::bank::{Bank, DeviceBank, MemoryBank, Rows};
 use crate::checkpoint::format::{Checkpoint, CheckpointView, TensorBytes};
 use crate::checkpoint::state::Progress;
 use crate::config::TrainConfig;
@@ -95,7 +95,8 @@ impl TrainState {
     /// The same state with everything in tensor operations, whatever the device: what a run under CUDA does, to be tried
     /// where there is none.
     pub fn in_tensor_operations(mut self) -> Self {
-        let bank = DeviceBank::new(&self.bank.on_host(), Precision::Fp32, self.encoder.device());
+        let bank = self.bank.on_host();
+        let bank = DeviceBank::new(&bank, self.encoder.device());
         self.bank = Bank::Device(bank);
         self.sgd.in_one_piece(self.encoder.parameters_mut());
         self
@@ -119,7 +120,8 @@ impl TrainState {
             view.tensors.push(host_bytes(format!("{MOMENTUM}{name}"), buffer));
         }
         let bank = self.bank.on_host();
-        view.tensors.push(TensorBytes::from_f32(BANK, [bank.len(), bank.dim()], bank.rows()));
+        let rows = bank.rows();
+        view.tensors.push(TensorBytes::from_f32(BANK, [bank.len(), bank.dim()], &rows));
         let (config, data, progress) = (config.clone(), data.clone(), self.progress.clone());
         Saved { config, progress, data, origin: None }.store(&mut view)?;
         write(&view)
@@ -267,18 +269,18 @@ pub fn save_encoder(
     write(&view)
 }
 
-/// The bank of `checkpoint`.
+/// The bank of `checkpoint`, rounded to `precision`.
 ///
 /// # Errors
 /// If it is missing or not `[N, D]` of 32-bit floats.
-pub fn load_bank(checkpoint: &Checkpoint) -> Result<MemoryBank> {
+pub fn load_bank(checkpoint: &Checkpoint, precision: Precision) -> Result<MemoryBank> {
     let tensor = checkpoint.tensor(BANK)?;
     match (tensor.to_f32(), tensor.shape.as_slice()) {
         (Some(rows), &[n, dim]) if n > 0 && dim > 0 => {
             if let Some(at) = rows.iter().position(|number| !number.is_finite()) {
                 return Err(not_finite(checkpoint, &format!("row {} of {BANK}", at / dim)));
             }
-            Ok(MemoryBank::from_rows(n, dim, rows))
+            Ok(MemoryBank::copy_of(n, dim, Rows::Fp32(&rows), precision))
         }
         (_, shape) => Err(Error::format(
             checkpoint.path(),
@@ -305,7 +307,7 @@ pub fn load(
     if let Some((name, _)) = sgd.buffers().find(|(_, buffer)| !finite(buffer)) {
         return Err(not_finite(checkpoint, &format!("{MOMENTUM}{name}")));
     }
-    let bank = load_bank(checkpoint)?;
+    let bank = load_bank(checkpoint, config.bank_precision)?;
     if (bank.len(), bank.dim()) != (saved.data.images, config.embed_dim) {
         return Err(Error::format(
             checkpoint.path(),
@@ -315,7 +317,7 @@ pub fn load(
     }
     let fresh = Normalizer::new(config.normalizer.0, bank.len(), bank.dim(), config.temperature);
     let normalizer = Normalizer { ln_z: saved.progress.ln_z.or(fresh.ln_z), ..fresh };
-    let bank = Bank::on(bank, config.bank_precision, device);
+    let bank = Bank::on(bank, device);
     Ok(TrainState::new(encoder, sgd, bank, normalizer, saved.progress.clone()))
 }
 
@@ -357,92 +359,4 @@ fn tensors_under(checkpoint: &Checkpoint, prefix: &str) -> Result<BTreeMap<Strin
 }
 
 #[cfg(test)]
-mod tests {
-    use std::path::Path;
-
-    use super::*;
-    use crate::checkpoint::format::save_atomic;
-    use crate::config::Preset;
-    use crate::data::DataFormat;
-    use crate::train::start::fresh_encoder;
-
-    fn tiny() -> (TrainConfig, DataIdentity, TrainState) {
-        let mut config = TrainConfig::preset(Preset::Cifar, Path::new("photos"), DataFormat::Flat);
-        (config.width, config.embed_dim) = (1, 4);
-        let encoder = fresh_encoder(&config, Device::Cpu);
-        let state = TrainState {
-            sgd: Sgd::new(encoder.parameters(), config.momentum, config.weight_decay),
-            bank: Bank::Host(MemoryBank::random(3, 4, 0)),
-            normalizer: Normalizer::new(config.normalizer.0, 3, 4, config.temperature),
-            progress: Progress::default(),
-            encoder,
-        };
-        let data = DataIdentity {
-            images: 3,
-            fingerprint: None,
-            quarantined: Vec::new(),
-            test_quarantined: Vec::new(),
-            classes: Vec::new(),
-        };
-        (config, data, state)
-    }
-
-    /// Saves `state`, after `change` of what is written, and loads it again.
-    fn through_a_file(
-        change: impl FnOnce(&mut TrainConfig, &mut Vec<TensorBytes<'_>>),
-    ) -> Result<TrainState> {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("last.ckpt");
-        let (mut config, data, state) = tiny();
-        state
-            .save(&config.clone(), &data, |view| {
-                let mut view = view.clone();
-                change(&mut config, &mut view.tensors);
-                Saved { config, progress: state.progress.clone(), data: data.clone(), origin: None }
-                    .store(&mut view)?;
-                save_atomic(&path, &view)
-            })
-            .unwrap();
-        let checkpoint = Checkpoint::open(&path).unwrap();
-        let saved = Saved::read(&checkpoint)?;
-        load(&checkpoint, &saved, &saved.config, Device::Cpu)
-    }
-
-    fn spoil(tensors: &mut [TensorBytes<'_>], name: &str, number: f32) {
-        let tensor = tensors.iter_mut().find(|tensor| tensor.name == name).unwrap();
-        let last = tensor.bytes.len() - 4;
-        tensor.bytes.to_mut()[last..].copy_from_slice(&number.to_le_bytes());
-    }
-
-    #[test]
-    fn numbers_that_are_not_finite_are_refused_by_name() {
-        assert!(through_a_file(|_, _| ()).is_ok());
-        for name in [
-            "bank.memory",
-            "encoder.conv1.weight",
-            "encoder.layer4.1.bn2.running_var",
-            "momentum.linear.bias",
-        ] {
-            for number in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
-                let refused = through_a_file(|_, tensors| spoil(tensors, name, number));
-                let error = refused.err().map(|error| error.to_string()).unwrap();
-                assert!(error.contains(name) && error.contains("a NaN or an infinity"), "{error}");
-            }
-        }
-    }
-
-    #[test]
-    fn a_small_file_that_claims_a_large_network_makes_no_large_network() {
-        let refused = through_a_file(|config, _| {
-            (config.arch, config.width) = (crate::model::Arch::ResNet152, 1024);
-        });
-        let error = refused.err().map(|error| error.to_string()).unwrap();
-        assert!(error.contains("numbers of a resnet152"), "{error}");
-    }
-
-    #[test]
-    fn settings_that_nobody_could_have_trained_with_are_refused() {
-        let refused = through_a_file(|config, _| config.workers = usize::MAX >> 1);
-        assert!(refused.err().is_some_and(|error| error.to_string().contains("--workers")));
-    }
-}
+mod tests;

@@ -1,6 +1,7 @@
-//! Products of one vector with scattered rows, any width; widths that are multiples of 16 are the fast case.
+//! Products of one vector with scattered rows, any width; widths that are multiples of 16 are the fast case. Rows are
+//! stored in whatever [`Element`] they are and become `f32` in the registers.
 
-use crate::simd::{Kernel, LANES, Simd};
+use crate::simd::{Element, Kernel, LANES, Simd};
 
 /// `a · b`.
 #[inline(always)]
@@ -22,7 +23,7 @@ impl Kernel for Dot<'_> {
 
 /// `query · row` for sixteen rows of the query's width.
 #[inline(always)]
-pub(crate) fn dot16<S: Simd>(simd: S, query: &[f32], rows: &[&[f32]; LANES]) -> [f32; LANES] {
+pub(crate) fn dot16<S: Simd, E: Element>(simd: S, query: &[f32], rows: &[&[E]; LANES]) -> [f32; LANES] {
     let mut scores = [0.0; LANES];
     for group in 0..LANES / 4 {
         let rows = [rows[4 * group], rows[4 * group + 1], rows[4 * group + 2], rows[4 * group + 3]];
@@ -33,7 +34,7 @@ pub(crate) fn dot16<S: Simd>(simd: S, query: &[f32], rows: &[&[f32]; LANES]) -> 
 
 /// Four independent sums, so that no addition waits for the one before.
 #[inline(always)]
-fn dot4<S: Simd>(simd: S, query: &[f32], rows: [&[f32]; 4]) -> [f32; 4] {
+fn dot4<S: Simd, E: Element>(simd: S, query: &[f32], rows: [&[E]; 4]) -> [f32; 4] {
     let dim = query.len();
     let (chunks, tail) = query.as_chunks::<LANES>();
     let mut sums = [simd.splat(0.0); 4];
@@ -42,13 +43,13 @@ fn dot4<S: Simd>(simd: S, query: &[f32], rows: [&[f32]; 4]) -> [f32; 4] {
     for c in 0..chunks.len() {
         let q = simd.load(&chunks[c]);
         for r in 0..4 {
-            sums[r] = simd.mul_add(q, simd.load(&row_chunks[r][c]), sums[r]);
+            sums[r] = simd.mul_add(q, E::load(simd, &row_chunks[r][c]), sums[r]);
         }
     }
     if !tail.is_empty() {
-        let q = simd.load_partial(tail);
+        let q = f32::load_partial(simd, tail);
         for r in 0..4 {
-            sums[r] = simd.mul_add(q, simd.load_partial(&rows[r][dim - tail.len()..]), sums[r]);
+            sums[r] = simd.mul_add(q, E::load_partial(simd, &rows[r][dim - tail.len()..]), sums[r]);
         }
     }
     [simd.sum(sums[0]), simd.sum(sums[1]), simd.sum(sums[2]), simd.sum(sums[3])]
@@ -58,11 +59,11 @@ fn dot4<S: Simd>(simd: S, query: &[f32], rows: [&[f32]; 4]) -> [f32; 4] {
 ///
 /// The sixteen products are added up before they join the target, which then takes a sixteenth of the roundings.
 #[inline(always)]
-pub(crate) fn accumulate16<S: Simd>(
+pub(crate) fn accumulate16<S: Simd, E: Element>(
     simd: S,
     target: &mut [f32],
     weights: &[f32; LANES],
-    rows: &[&[f32]; LANES],
+    rows: &[&[E]; LANES],
 ) {
     let dim = target.len();
     let (chunks, tail) = target.as_chunks_mut::<LANES>();
@@ -77,8 +78,8 @@ pub(crate) fn accumulate16<S: Simd>(
             let a = &rows[r].as_chunks::<LANES>().0[c..c + 2];
             let b = &rows[r + 1].as_chunks::<LANES>().0[c..c + 2];
             for i in 0..2 {
-                even[i] = simd.mul_add(w[0], simd.load(&a[i]), even[i]);
-                odd[i] = simd.mul_add(w[1], simd.load(&b[i]), odd[i]);
+                even[i] = simd.mul_add(w[0], E::load(simd, &a[i]), even[i]);
+                odd[i] = simd.mul_add(w[1], E::load(simd, &b[i]), odd[i]);
             }
         }
         for i in 0..2 {
@@ -90,7 +91,8 @@ pub(crate) fn accumulate16<S: Simd>(
     if c < n {
         let mut sum = zero;
         for r in 0..LANES {
-            sum = simd.mul_add(simd.splat(weights[r]), simd.load(&rows[r].as_chunks::<LANES>().0[c]), sum);
+            let row = E::load(simd, &rows[r].as_chunks::<LANES>().0[c]);
+            sum = simd.mul_add(simd.splat(weights[r]), row, sum);
         }
         simd.store(simd.add(simd.load(&chunks[c]), sum), &mut chunks[c]);
     }
@@ -98,7 +100,7 @@ pub(crate) fn accumulate16<S: Simd>(
     for (i, value) in tail.iter_mut().enumerate() {
         let mut sum = 0.0;
         for r in 0..LANES {
-            sum += weights[r] * rows[r][start + i];
+            sum += weights[r] * rows[r][start + i].to_f32();
         }
         *value += sum;
     }
@@ -108,16 +110,17 @@ pub(crate) fn accumulate16<S: Simd>(
 mod tests {
     use super::*;
     use crate::rng::{Purpose, stream};
-    use crate::simd::{Isa, Kernel};
+    use crate::simd::Isa;
+    use half::bf16;
     use rand::RngExt;
 
-    struct Both<'a>(&'a [f32], &'a [&'a [f32]; LANES], &'a [f32; LANES], Vec<f32>);
-    impl Kernel for Both<'_> {
-        type Output = ([f32; LANES], f32, Vec<f32>);
+    struct Both<'a, E>(&'a [f32], &'a [&'a [E]; LANES], &'a [f32; LANES], Vec<f32>);
+    impl<E: Element> Kernel for Both<'_, E> {
+        type Output = ([f32; LANES], Vec<f32>);
         #[inline(always)]
         fn run<S: Simd>(mut self, simd: S) -> Self::Output {
             accumulate16(simd, &mut self.3, self.2, self.1);
-            (dot16(simd, self.0, self.1), dot(simd, self.0, self.1[3]), self.3)
+            (dot16(simd, self.0, self.1), self.3)
         }
     }
 
@@ -131,7 +134,8 @@ mod tests {
                 let (query, table, start) = (draw(dim), draw(dim * LANES), draw(dim));
                 let weights: [f32; LANES] = draw(LANES).try_into().unwrap();
                 let rows: [&[f32]; LANES] = std::array::from_fn(|r| &table[r * dim..][..dim]);
-                let (dots, single, sums) = isa.run(Both(&query, &rows, &weights, start.clone()));
+                let (dots, sums) = isa.run(Both(&query, &rows, &weights, start.clone()));
+                let single = isa.run(Dot(&query, rows[3]));
                 for r in 0..LANES {
                     let exact: f64 = (0..dim).map(|d| f64::from(query[d]) * f64::from(rows[r][d])).sum();
                     assert!((f64::from(dots[r]) - exact).abs() < 3e-6, "{isa:?} {dim}");
@@ -142,6 +146,25 @@ mod tests {
                         + (0..LANES).map(|r| f64::from(weights[r]) * f64::from(rows[r][d])).sum::<f64>();
                     assert!((f64::from(sums[d]) - exact).abs() < 3e-6, "{isa:?} {dim}");
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn rows_in_bf16_give_the_bits_of_the_same_numbers_in_f32() {
+        for isa in Isa::available() {
+            for dim in [1, 15, 16, 17, 31, 32, 48, 100, 128, 129] {
+                let mut rng = stream(4, Purpose::Test, dim as u64, 0);
+                let mut draw =
+                    |n: usize| -> Vec<f32> { (0..n).map(|_| rng.random_range(-1.0..1.0)).collect() };
+                let (query, table, start) = (draw(dim), draw(dim * LANES), draw(dim));
+                let weights: [f32; LANES] = draw(LANES).try_into().unwrap();
+                let stored: Vec<bf16> = table.iter().map(|&x| Element::from_f32(x)).collect();
+                let same: Vec<f32> = stored.iter().map(|&x| Element::to_f32(x)).collect();
+                let rows: [&[bf16]; LANES] = std::array::from_fn(|r| &stored[r * dim..][..dim]);
+                let same: [&[f32]; LANES] = std::array::from_fn(|r| &same[r * dim..][..dim]);
+                let found = isa.run(Both(&query, &rows, &weights, start.clone()));
+                assert_eq!(found, isa.run(Both(&query, &same, &weights, start)), "{isa:?} {dim}");
             }
         }
     }

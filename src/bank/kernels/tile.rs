@@ -1,8 +1,7 @@
 //! Dense products of a block of queries with a tile of bank rows: what full softmax and nearest neighbours are
 //! made of. A tile is used for all queries while it is in the cache.
 
-use crate::simd::Aligned;
-use crate::simd::{LANES, Simd};
+use crate::simd::{Aligned, Element, LANES, Simd};
 
 /// Rows of a tile: scores of 256 queries, the tile and its transpose stay within a core's second-level cache.
 pub(crate) const TILE: usize = 128;
@@ -151,7 +150,7 @@ impl Transposed {
 
     /// Takes the rows `tile` `[≤ TILE, dim]`.
     #[inline(always)]
-    pub(crate) fn fill(&mut self, tile: &[f32]) {
+    pub(crate) fn fill<E: Element>(&mut self, tile: &[E]) {
         let dim = self.dim;
         self.rows = tile.len() / dim;
         for (strip, rows) in self.values.chunks_exact_mut(STRIP * dim).zip(tile.chunks(STRIP * dim)) {
@@ -159,14 +158,14 @@ impl Transposed {
                 for d in 0..dim {
                     let column: &mut [f32] = &mut strip[d * STRIP..][..STRIP];
                     for (r, value) in column.iter_mut().enumerate() {
-                        *value = rows[r * dim + d];
+                        *value = rows[r * dim + d].to_f32();
                     }
                 }
             } else {
                 strip.fill(0.0);
                 for (r, row) in rows.chunks_exact(dim).enumerate() {
                     for (d, value) in row.iter().enumerate() {
-                        strip[d * STRIP + r] = *value;
+                        strip[d * STRIP + r] = value.to_f32();
                     }
                 }
             }

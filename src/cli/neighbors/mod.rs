@@ -167,7 +167,7 @@ fn own_results(
     })?;
     let own_rows = asked.are_training_images.then_some(&asked.indices[..]);
     let options = SearchOptions { own_rows, excluded_rows: splits.train.quarantined() };
-    let neighbors = knn::nearest(&features, bank.rows(), bank.dim(), arguments.k, options);
+    let neighbors = knn::nearest(&features, bank.stored(), bank.dim(), arguments.k, options);
     Ok(Results { name, about, neighbors })
 }
 

@@ -258,7 +258,7 @@ mod tests {
         let mut rows = Vec::new();
         for image in 0..clusters * each {
             let (middle, noise) = (middle.row(image % clusters), noise.row(image));
-            rows.extend(middle.iter().zip(noise).map(|(m, x)| m + spread * x));
+            rows.extend(middle.iter().zip(&*noise).map(|(m, x)| m + spread * x));
         }
         unit_rows(&mut rows, dim);
         rows

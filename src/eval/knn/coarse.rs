@@ -236,7 +236,7 @@ mod tests {
     fn equals_the_search_in_full_to_the_bit() {
         for (n, dim, k) in [(40_000, 16, 20), (3000, 128, 5), (2000, 33, 200), (900, 1, 3), (50, 7, 40)] {
             let rows = MemoryBank::random(n, dim, 1);
-            check(rows.rows(), MemoryBank::random(6, dim, 2).rows(), dim, k);
+            check(&rows.rows(), &MemoryBank::random(6, dim, 2).rows(), dim, k);
             // Queries that are rows, and rows of very different lengths.
             let stretched: Vec<f32> = rows
                 .rows()

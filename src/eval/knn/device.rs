@@ -8,6 +8,7 @@
 use tch::{Device, Kind, Tensor, no_grad};
 
 use super::search::{Neighbors, SearchOptions, nearest};
+use crate::bank::Rows;
 use crate::model::{tf32, upload};
 
 /// Numbers in the scores of a block of queries against a tile of rows: 512 MiB as f32.
@@ -19,14 +20,15 @@ const BLOCK: i64 = 4096;
 ///
 /// # Panics
 /// As [`nearest`].
-pub fn nearest_at(
+pub fn nearest_at<'a>(
     device: Device,
     queries: &[f32],
-    rows: &[f32],
+    rows: impl Into<Rows<'a>>,
     dim: usize,
     k: usize,
     options: SearchOptions,
 ) -> Neighbors {
+    let rows = rows.into();
     match device {
         Device::Cuda(_) => tf32::without(|| in_tiles(device, queries, rows, dim, k, options, BLOCK, SCORES)),
         _ => nearest(queries, rows, dim, k, options),
@@ -39,7 +41,7 @@ pub fn nearest_at(
 fn in_tiles(
     device: Device,
     queries: &[f32],
-    rows: &[f32],
+    rows: Rows,
     dim: usize,
     k: usize,
     options: SearchOptions,
@@ -58,16 +60,15 @@ fn in_tiles(
     assert!(i32::try_from(n).is_ok(), "{n} rows: row numbers are 31 bits wide");
     assert!(options.excluded_rows.is_sorted_by(|a, b| a < b), "excluded rows are sorted and distinct");
     no_grad(|| {
-        let dim = dim as i64;
         let mut excluded = vec![false; n];
         options.excluded_rows.iter().for_each(|&row| excluded[row as usize] = true);
         let search = Search {
-            rows: Tensor::from_slice(rows).view([n as i64, dim]).to_device(device),
+            rows: rows.to_tensor(dim).to_device(device).to_kind(Kind::Float),
             excluded: (!options.excluded_rows.is_empty()).then(|| upload(&excluded, &[1, n as i64], device)),
             k: k as i64,
             scores,
         };
-        let queries = Tensor::from_slice(queries).view([n_queries as i64, dim]).to_device(device);
+        let queries = Tensor::from_slice(queries).view([n_queries as i64, dim as i64]).to_device(device);
         let own: Option<Vec<i64>> =
             options.own_rows.map(|own| own.iter().map(|&row| i64::from(row)).collect());
         let own = own.map(|own| upload(&own, &[n_queries as i64, 1], device));
@@ -183,6 +184,7 @@ mod tests {
     use super::*;
     use crate::bank::MemoryBank;
     use crate::eval::knn::search::tests::integers;
+    use crate::model::Precision;
 
     #[test]
     fn equals_the_hosts_search_with_all_its_ties() {
@@ -206,8 +208,15 @@ mod tests {
                 SearchOptions { own_rows: Some(&own), excluded_rows: &excluded },
             ] {
                 let expected = nearest(&queries, &rows, dim, k, options);
-                for (block, scores) in [(BLOCK, SCORES), (7, 7 * 50), (2, 2 * 9), (4, 4)] {
-                    let found = in_tiles(Device::Cpu, &queries, &rows, dim, k, options, block, scores);
+                let in_bf16 = MemoryBank::from_rows(n, dim, rows.clone()).in_precision(Precision::Bf16);
+                for (rows, block, scores) in [
+                    (Rows::Fp32(&rows), BLOCK, SCORES),
+                    (in_bf16.stored(), BLOCK, SCORES),
+                    (Rows::Fp32(&rows), 7, 7 * 50),
+                    (Rows::Fp32(&rows), 2, 2 * 9),
+                    (Rows::Fp32(&rows), 4, 4),
+                ] {
+                    let found = in_tiles(Device::Cpu, &queries, rows, dim, k, options, block, scores);
                     assert_eq!(found, expected, "Q={q} N={n} D={dim} k={k} block={block} scores={scores}");
                 }
             }
@@ -218,16 +227,16 @@ mod tests {
     fn equals_the_hosts_search_on_features_but_for_rounding() {
         let (queries, rows) = (MemoryBank::random(60, 24, 1), MemoryBank::random(3000, 24, 2));
         let options = SearchOptions::default();
-        let expected = nearest(queries.rows(), rows.rows(), 24, 20, options);
-        let found = in_tiles(Device::Cpu, queries.rows(), rows.rows(), 24, 20, options, BLOCK, SCORES);
+        let expected = nearest(&queries.rows(), rows.stored(), 24, 20, options);
+        let found = in_tiles(Device::Cpu, &queries.rows(), rows.stored(), 24, 20, options, BLOCK, SCORES);
         for (a, b) in found.similarities.iter().zip(&expected.similarities) {
             assert!((a - b).abs() < 1e-5, "{a} {b}");
         }
         let same = found.indices.iter().zip(&expected.indices).filter(|(a, b)| a == b).count();
         assert!(same * 100 >= 99 * expected.indices.len(), "{same} of {}", expected.indices.len());
         // Without CUDA it is the host's own search.
-        assert_eq!(nearest_at(Device::Cpu, queries.rows(), rows.rows(), 24, 20, options), expected);
-        assert_eq!(nearest_at(Device::Cpu, &[], rows.rows(), 24, 20, options).queries, 0);
+        assert_eq!(nearest_at(Device::Cpu, &queries.rows(), rows.stored(), 24, 20, options), expected);
+        assert_eq!(nearest_at(Device::Cpu, &[], rows.stored(), 24, 20, options).queries, 0);
     }
 
     #[test]

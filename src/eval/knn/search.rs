@@ -1,9 +1,10 @@
 //! Exact search for the most similar bank rows, in tiles: scores of a block of queries against 128 rows at a time,
 //! of which only those above the block's running thresholds are kept. Memory does not grow with N.
 
+use crate::bank::Rows;
 use crate::bank::kernels::rows::dot16;
 use crate::bank::kernels::tile::{Left, TILE, Transposed, padded, product};
-use crate::simd::{Isa, Kernel, LANES, Simd};
+use crate::simd::{Element, Isa, Kernel, LANES, Simd};
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -47,21 +48,32 @@ impl Neighbors {
     }
 }
 
-/// The `k` rows of `rows` `[N, dim]` most similar to each of `queries` `[Q, dim]` by inner product.
+/// The `k` rows of `rows` `[N, dim]` most similar to each of `queries` `[Q, dim]` by inner product. Rows are f32, or
+/// [those of a bank](crate::bank::MemoryBank::stored) as they are stored.
 ///
 /// Exact; the result does not depend on threads or tiles. `k` is cut to the number of rows that every query has. A
 /// similarity that is NaN or −∞ ranks last.
 ///
 /// # Panics
 /// If the shapes disagree, `dim` is 0, N does not fit a `u32`, or the excluded rows are not sorted and `< N`.
-pub fn nearest(queries: &[f32], rows: &[f32], dim: usize, k: usize, options: SearchOptions) -> Neighbors {
-    nearest_on(Isa::best(), queries, rows, dim, k, options)
+pub fn nearest<'a>(
+    queries: &[f32],
+    rows: impl Into<Rows<'a>>,
+    dim: usize,
+    k: usize,
+    options: SearchOptions,
+) -> Neighbors {
+    let isa = Isa::best();
+    match rows.into() {
+        Rows::Fp32(rows) => nearest_on(isa, queries, rows, dim, k, options),
+        Rows::Bf16(rows) => nearest_on(isa, queries, rows, dim, k, options),
+    }
 }
 
-fn nearest_on(
+fn nearest_on<E: Element>(
     isa: Isa,
     queries: &[f32],
-    rows: &[f32],
+    rows: &[E],
     dim: usize,
     k: usize,
     options: SearchOptions,
@@ -173,16 +185,16 @@ impl Best {
 }
 
 /// One block of queries against one span of rows.
-struct Block<'a> {
+struct Block<'a, E> {
     queries: &'a [f32],
-    rows: &'a [f32],
+    rows: &'a [E],
     dim: usize,
     span: Range<usize>,
     k: usize,
     options: SearchOptions<'a>,
 }
 
-impl Kernel for Block<'_> {
+impl<E: Element> Kernel for Block<'_, E> {
     type Output = Vec<Best>;
 
     #[inline(always)]
@@ -201,8 +213,7 @@ impl Kernel for Block<'_> {
                 for (query, scores) in self.queries.chunks_exact(dim).zip(scores.chunks_exact_mut(TILE)) {
                     for (group, scores) in tile.chunks(LANES * dim).zip(scores.chunks_exact_mut(LANES)) {
                         let last = group.len() / dim - 1;
-                        let rows: [&[f32]; LANES] =
-                            std::array::from_fn(|r| &group[r.min(last) * dim..][..dim]);
+                        let rows: [&[E]; LANES] = std::array::from_fn(|r| &group[r.min(last) * dim..][..dim]);
                         scores.copy_from_slice(&dot16(simd, query, &rows));
                     }
                 }
@@ -223,7 +234,7 @@ impl Kernel for Block<'_> {
     }
 }
 
-impl Block<'_> {
+impl<E> Block<'_, E> {
     /// Offers the tile's scores that pass the query's threshold.
     #[inline(always)]
     fn take<S: Simd>(
@@ -267,6 +278,7 @@ impl Block<'_> {
 pub(super) mod tests {
     use super::*;
     use crate::bank::MemoryBank;
+    use half::bf16;
 
     /// Scores everything, sorts everything. Small integers make every order of additions exact.
     fn naive(queries: &[f32], rows: &[f32], dim: usize, k: usize, options: SearchOptions) -> Neighbors {
@@ -318,9 +330,12 @@ pub(super) mod tests {
                 SearchOptions { own_rows: Some(&own), excluded_rows: &excluded },
             ] {
                 let expected = naive(&queries, &rows, dim, k, options);
+                let in_bf16: Vec<bf16> = rows.iter().map(|&x| bf16::from_f32(x)).collect();
                 for isa in Isa::available() {
                     let found = nearest_on(isa, &queries, &rows, dim, k, options);
                     assert_eq!(found, expected, "{isa:?} Q={q} N={n} D={dim} k={k}");
+                    let found = nearest_on(isa, &queries, &in_bf16, dim, k, options);
+                    assert_eq!(found, expected, "{isa:?} Q={q} N={n} D={dim} k={k}, bf16");
                 }
             }
         }
@@ -343,17 +358,17 @@ pub(super) mod tests {
 
     #[test]
     fn nothing_to_find_is_no_neighbours() {
-        let found = nearest(&[1.0, 2.0], &[], 2, 5, SearchOptions::default());
+        let found = nearest(&[1.0, 2.0], &[][..], 2, 5, SearchOptions::default());
         assert_eq!((found.queries, found.k), (1, 0));
         let own = SearchOptions { own_rows: Some(&[0]), ..SearchOptions::default() };
-        assert_eq!(nearest(&[1.0, 2.0], &[1.0, 1.0], 2, 5, own).k, 0);
-        assert_eq!(nearest(&[], &[1.0, 1.0], 2, 5, SearchOptions::default()).queries, 0);
+        assert_eq!(nearest(&[1.0, 2.0], &[1.0, 1.0][..], 2, 5, own).k, 0);
+        assert_eq!(nearest(&[], &[1.0, 1.0][..], 2, 5, SearchOptions::default()).queries, 0);
     }
 
     #[test]
     fn the_result_does_not_depend_on_the_threads() {
         let (queries, rows) = (MemoryBank::random(40, 24, 1), MemoryBank::random(3000, 24, 2));
-        let search = || nearest(queries.rows(), rows.rows(), 24, 20, SearchOptions::default());
+        let search = || nearest(&queries.rows(), rows.stored(), 24, 20, SearchOptions::default());
         let all = search();
         let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
         assert_eq!(all, pool.install(search));

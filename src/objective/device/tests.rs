@@ -17,12 +17,12 @@ struct Uploaded {
 impl Uploaded {
     /// For tensor operations.
     fn new(case: &Case) -> Self {
-        Self::with_bank(case, DeviceBank::new(&case.bank, Precision::Fp32, Device::Cpu))
+        Self::with_bank(case, DeviceBank::new(&case.bank, Device::Cpu))
     }
 
     /// For the CUDA kernels' twin.
     fn for_kernels(case: &Case, precision: Precision) -> Self {
-        Self::with_bank(case, DeviceBank::with_twin(&case.bank, precision))
+        Self::with_bank(case, DeviceBank::with_twin(&case.bank.clone().in_precision(precision)))
     }
 
     fn with_bank(case: &Case, bank: DeviceBank) -> Self {
@@ -65,7 +65,7 @@ fn rounded(case: Case) -> Case {
     let round = |values: &[f32]| -> Vec<f32> {
         values.iter().map(|&value| half::bf16::from_f32(value).to_f32()).collect()
     };
-    let bank = MemoryBank::from_rows(case.bank.len(), case.bank.dim(), round(case.bank.rows()));
+    let bank = MemoryBank::from_rows(case.bank.len(), case.bank.dim(), round(&case.bank.rows()));
     Case { features: round(&case.features), bank, ..case }
 }
 
@@ -142,7 +142,8 @@ fn a_bank_in_bf16_is_the_bank_of_its_rounded_rows() {
     let noise = DeviceNoise::new(&noise, Device::Cpu);
     let sampled = softmax::sampled(&case.features, &case.bank, &case.indices, &given, 0.1);
     let full = softmax::full(&case.features, &case.bank, &case.indices, 0.1, &[7, 8]);
-    let in_tensor_operations = DeviceBank::new(&case.bank, Precision::Bf16, Device::Cpu);
+    let bank = case.bank.clone().in_precision(Precision::Bf16);
+    let in_tensor_operations = DeviceBank::new(&bank, Device::Cpu);
     for uploaded in
         [Uploaded::with_bank(&case, in_tensor_operations), Uploaded::for_kernels(&case, Precision::Bf16)]
     {

@@ -71,7 +71,12 @@ impl Estimate {
         let batch = config.batch_size as u64;
         let evaluates = config.monitor != Monitor::None || config.bank_init == BankInit::Features;
         let evaluation = EVALUATION_BATCH.min(n) as u64 * (PASSING_MAPS * largest * value + input);
-        let bank = MemoryBank::bytes(n, config.embed_dim);
+        let bank = MemoryBank::bytes(n, config.embed_dim, config.bank_precision);
+        // A checkpoint holds fp32 rows: a bank's own, or a copy.
+        let copied_rows = match config.bank_precision {
+            Precision::Fp32 => 0,
+            Precision::Bf16 => MemoryBank::bytes(n, config.embed_dim, Precision::Fp32),
+        };
         let options = LoaderOptions::default();
         let ahead = (2 * options.prefetch as u64 + 1) * batch.max(EVALUATION_BATCH.min(n) as u64) * view;
         let if_host = |bytes| if on_host { bytes } else { 0 };
@@ -82,7 +87,7 @@ impl Estimate {
                 weights + kernels + batch * ((KEPT_MAPS * all + PASSING_MAPS * largest) * value + input),
             ),
             evaluation: if evaluates { if_host(evaluation) } else { 0 },
-            checkpoint: 2 * weights,
+            checkpoint: 2 * weights + copied_rows,
             loader: ahead + config.workers as u64 * DECODING.min(200 * view),
         }
     }
@@ -167,6 +172,17 @@ mod tests {
         assert_eq!(found.bank, 1_281_167 * 128 * 4);
         // 11.24 million parameters: torchvision's 11,689,512 with a head for 1000 classes instead of 128.
         assert_eq!(found.weights, 2 * 4 * (11_689_512 - 513 * 1000 + 513 * 128));
+    }
+
+    #[test]
+    fn a_bank_in_bf16_takes_half_and_its_checkpoints_copy_it() {
+        let config = TrainConfig::preset(Preset::Imagenet, Path::new("photos"), DataFormat::Flat);
+        let fp32 = Estimate::new(&config, 1_281_167, Device::Cpu);
+        let config = TrainConfig { bank_precision: Precision::Bf16, ..config };
+        let bf16 = Estimate::new(&config, 1_281_167, Device::Cpu);
+        assert_eq!(2 * bf16.bank, fp32.bank);
+        assert_eq!(bf16.checkpoint, fp32.checkpoint + fp32.bank);
+        assert_eq!(Estimate { bank: fp32.bank, checkpoint: fp32.checkpoint, ..bf16 }, fp32);
     }
 
     #[test]
