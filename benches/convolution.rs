@@ -10,6 +10,7 @@ use std::time::Instant;
 
 use clap::Parser;
 use lemniscate::model::convolution::{convolution, takes};
+use lemniscate::train::memory::keep_freed;
 use tch::{Device, Kind, Tensor};
 
 #[derive(Parser)]
@@ -82,6 +83,8 @@ fn median(values: impl Iterator<Item = f64>) -> f64 {
 
 fn main() {
     let args = Args::parse();
+    // As training does; otherwise new pages for each map would be measured.
+    keep_freed();
     let random = |size: [i64; 4]| {
         let last = [size[0], size[2], size[3], size[1]];
         let values = Tensor::randn(last, (Kind::Float, Device::Cpu)).permute([0, 3, 1, 2]);

@@ -5,8 +5,12 @@ use super::passes::Inputs;
 use crate::model::channels_last::{ChannelsLast, Chunk};
 use crate::simd::{LANES, Simd};
 
-/// Numbers of the largest patch that is taken: 7×7 of three channels, and up to eight.
-pub(super) const LARGEST: usize = 400;
+/// Numbers that are copied at once: a row of a patch of 7×7 pixels of three channels has 21.
+const WIDE: usize = 32;
+
+/// Room for a patch and what is copied too much. The largest that is taken is smaller by [`WIDE`].
+const LARGEST: usize = 432;
+pub(super) const LARGEST_PATCH: usize = LARGEST - WIDE;
 
 /// The patches of images, one for every output: `size`² pixels of all channels, next to each other, then zeros up to a
 /// multiple of sixteen.
@@ -25,30 +29,53 @@ impl<'a> Patches<'a> {
     /// Those of `size` by `size` pixels around every `stride`th one.
     ///
     /// # Panics
-    /// If a patch has more than [`LARGEST`] numbers.
+    /// If a patch has more than [`LARGEST_PATCH`] numbers.
     pub fn of(images: &'a ChannelsLast, size: i64, stride: i64) -> Self {
         let [_, channels, height, width] = images.size.map(|size| size as usize);
         let (size, stride) = (size as usize, stride as usize);
-        assert!(size * size * channels <= LARGEST, "a patch of {size}×{size} pixels, {channels} channels");
+        assert!(
+            size * size * channels <= LARGEST_PATCH,
+            "a patch of {size}×{size} pixels, {channels} channels"
+        );
         Patches { images: images.numbers(), height, width, channels, size, stride }
     }
 
-    /// Writes the patch at `place` over `patch`, where what is beyond the images' edges may be left as it was.
+    /// Numbers of a patch.
+    fn numbers(&self) -> usize {
+        self.size * self.size * self.channels
+    }
+
+    /// Makes `patch`, zeros from [`numbers`](Self::numbers) on, the patch at `place`.
     #[inline(always)]
-    fn copy(&self, place: Place, patch: &mut [f32]) {
+    fn copy(&self, place: Place, patch: &mut [f32; LARGEST]) {
         let row = self.size * self.channels;
+        let (top, left) = (place.down * self.stride, place.right * self.stride);
         let before = self.size / 2;
+        let inside = |first: usize, side: usize| first >= before && first + self.size - before <= side;
+        if inside(top, self.height) && inside(left, self.width) && row <= WIDE {
+            let first =
+                ((place.image * self.height + top - before) * self.width + left - before) * self.channels;
+            let end = first + (self.size - 1) * self.width * self.channels + WIDE;
+            if let Some(images) = self.images.get(first..end) {
+                // Copies of a fixed length are much faster; what is too much is overwritten by the next row.
+                for down in 0..self.size {
+                    let from: &[f32; WIDE] =
+                        images[down * self.width * self.channels..].first_chunk().expect("in `end`");
+                    *patch[down * row..].first_chunk_mut().expect("room for a wide row") = *from;
+                }
+                patch[self.numbers()..].iter_mut().take(WIDE).for_each(|number| *number = 0.0);
+                return;
+            }
+        }
+        patch.fill(0.0);
         // Pixels of the patch that the image has, from left to right.
-        let left = place.right * self.stride;
         let first = before.saturating_sub(left);
         let last = self.size.min(self.width + before - left);
         for down in 0..self.size {
-            let Some(y) = (place.down * self.stride + down).checked_sub(before).filter(|y| *y < self.height)
-            else {
+            let Some(y) = (top + down).checked_sub(before).filter(|y| *y < self.height) else {
                 continue;
             };
-            let x = left + first - before;
-            let from = ((place.image * self.height + y) * self.width + x) * self.channels;
+            let from = ((place.image * self.height + y) * self.width + left + first - before) * self.channels;
             let count = (last - first) * self.channels;
             patch[down * row + first * self.channels..][..count]
                 .copy_from_slice(&self.images[from..][..count]);
@@ -61,7 +88,7 @@ impl Inputs<1> for Patches<'_> {
     const NEIGHBOURS: usize = LARGEST / LANES;
 
     fn chunks(self) -> usize {
-        (self.size * self.size * self.channels).div_ceil(LANES)
+        self.numbers().div_ceil(LANES)
     }
 
     #[inline(always)]
@@ -73,8 +100,8 @@ impl Inputs<1> for Patches<'_> {
         step: usize,
         out: &mut [Chunk],
     ) {
+        let mut patch = [0.0; LARGEST];
         for (tile, place) in places.enumerate() {
-            let mut patch = [0.0; LARGEST];
             self.copy(place, &mut patch);
             let chunks = patch.as_chunks::<LANES>().0[first..].iter();
             for (chunk, out) in chunks.zip(out.chunks_exact_mut(step)) {

@@ -30,8 +30,6 @@ enum Kind {
     Same,
     /// 3×3, stride 2.
     Halved,
-    /// 1×1, stride 1.
-    Point,
     /// 1×1, stride 2.
     EverySecondPoint,
 }
@@ -42,7 +40,6 @@ impl Kind {
         match (size, stride) {
             (3, 1) => Some(Kind::Same),
             (3, 2) => Some(Kind::Halved),
-            (1, 1) => Some(Kind::Point),
             (1, 2) => Some(Kind::EverySecondPoint),
             _ => None,
         }
@@ -50,7 +47,8 @@ impl Kind {
 }
 
 /// Whether [`convolution`] takes this one: fp32 on the CPU, outputs in sixteens, and vector instructions that it was found to be
-/// faster with. 3×3 or 1×1 with stride 1 or 2 and inputs in sixteens; or the images, which have no gradient.
+/// faster with. Inputs in sixteens: 3×3 with stride 1 or 2, or 1×1 with stride 2; or the images,
+/// which have no gradient. (1×1 with stride 1 is a plain product, and libtorch's are as fast.)
 pub fn takes(maps: &Tensor, weights: &Tensor, stride: i64) -> bool {
     let [outputs, inputs, height, width] = weights.size()[..] else { return false };
     let of_maps = || Kind::of(height, stride).is_some() && fits(maps) && fits(weights);
@@ -63,7 +61,7 @@ pub fn takes(maps: &Tensor, weights: &Tensor, stride: i64) -> bool {
 
 /// Whether `maps` are convolved as images: patch by patch, of so many numbers.
 fn are_images(maps: &Tensor, patch: i64) -> bool {
-    !maps.requires_grad() && maps.size()[1] < LANES as i64 && patch <= images::LARGEST as i64
+    !maps.requires_grad() && maps.size()[1] < LANES as i64 && patch <= images::LARGEST_PATCH as i64
 }
 
 /// `maps` `[B, C, H, W]` convolved with `weights` `[K, C, S, S]`, padded by `(S − 1)/2`: `[B, K, H', W']`, the channels last
@@ -118,7 +116,6 @@ impl Kind {
         match self {
             Kind::Same => convolve(isa, Same, Cut(Same, x), &w.forward(isa, Same), target, out),
             Kind::Halved => convolve(isa, Halved, Cut(Halved, x), &w.forward(isa, Halved), target, out),
-            Kind::Point => convolve(isa, POINT, Cut(POINT, x), &w.forward(isa, POINT), target, out),
             Kind::EverySecondPoint => {
                 convolve(isa, SECOND, Cut(SECOND, x), &w.forward(isa, SECOND), target, out);
             }
@@ -132,7 +129,6 @@ impl Kind {
         match self {
             Kind::Same => convolve(isa, Same, Cut(Same, y), &w.backward(isa, Same), target, out),
             Kind::Halved => convolve(isa, Doubled, Cut(Doubled, y), &w.backward(isa, Halved), target, out),
-            Kind::Point => convolve(isa, POINT, Cut(POINT, y), &w.backward(isa, POINT), target, out),
             Kind::EverySecondPoint => {
                 convolve(isa, Spread, Cut(Spread, y), &w.backward(isa, SECOND), target, out);
             }
@@ -149,9 +145,6 @@ impl Kind {
             }
             Kind::Halved => {
                 weight_gradient(isa, Halved, Cut(Halved, x), OutputGradient(Halved, y), tiles(4), out);
-            }
-            Kind::Point => {
-                weight_gradient(isa, POINT, Cut(POINT, x), OutputGradient(POINT, y), tiles(1), out);
             }
             Kind::EverySecondPoint => {
                 weight_gradient(isa, SECOND, Cut(SECOND, x), OutputGradient(POINT, y), tiles(1), out);
@@ -200,7 +193,7 @@ pub fn working_bytes(size: i64, inputs: usize, outputs: usize) -> usize {
         // With stride 1: the other needs no more.
         3 => (6, 6, inputs),
         1 => (1, 1, inputs),
-        _ => (1, 1, images::LARGEST),
+        _ => (1, 1, images::LARGEST_PATCH),
     };
     let forward = passes::working_numbers(points, factors, inputs, outputs);
     let backward = passes::working_numbers(points, factors, outputs, inputs);
