@@ -18,7 +18,7 @@ fn one_object_holds_the_breakdown_and_its_parts_are_the_whole() {
     assert!(output.status.success(), "{}", describe(&output));
     // Progress is on standard error, and standard output is one object.
     let said = String::from_utf8_lossy(&output.stderr);
-    for phase in ["peak", "warming up", "measuring steps for 0.5 s"] {
+    for phase in ["peak", "warming up", "measuring steps for 0.5 s", "measuring an evaluation pass"] {
         assert!(said.contains(phase), "{said}");
     }
     let found: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
@@ -46,6 +46,15 @@ fn one_object_holds_the_breakdown_and_its_parts_are_the_whole() {
         "/loading/images",
         "/loading/decode_ms",
         "/loading/augment_ms",
+        "/evaluation/batch_size",
+        "/evaluation/seconds",
+        "/evaluation/images",
+        "/evaluation/images_per_s",
+        "/evaluation/share_waiting",
+        "/evaluation/images_per_s_in_network",
+        "/evaluation/training_forward_images_per_s",
+        "/evaluation/ratio",
+        "/evaluation/ratio_in_network",
         "/peak_flop_per_s/fp32",
         "/flop_per_s",
         "/share_of_peak",
@@ -66,6 +75,12 @@ fn one_object_holds_the_breakdown_and_its_parts_are_the_whole() {
     assert!((sum / step - 1.0).abs() < 1e-6, "the parts are {sum} ms of {step} ms: {found}");
     let images = number("/images_per_s").unwrap() * number("/seconds").unwrap();
     assert!((images - number("/images").unwrap()).abs() < 1e-6 * images, "{found}");
+    let of_evaluation = |name: &str| number(&format!("/evaluation/{name}")).unwrap();
+    let forward =
+        1e3 * number("/images").unwrap() / number("/steps").unwrap() / number("/parts_ms/forward").unwrap();
+    assert!((of_evaluation("training_forward_images_per_s") / forward - 1.0).abs() < 1e-6, "{found}");
+    let ratio = of_evaluation("images_per_s") / forward;
+    assert!((of_evaluation("ratio") / ratio - 1.0).abs() < 1e-6 && ratio > 0.0, "{found}");
     assert!(std::fs::read_dir(folder).unwrap().next().is_none(), "something was left behind");
 }
 
@@ -85,11 +100,30 @@ fn the_table_says_where_the_time_went_and_the_images_stay_as_they_are() {
     };
     let before = names();
     let table = succeeds(folder, bench("photos", &["--nce-k", "0"]));
-    let rows = ["wait", "forward", "loss", "backward", "update", "rest", "whole step", "decode", "augment"];
+    let rows = [
+        "wait",
+        "forward",
+        "loss",
+        "backward",
+        "update",
+        "rest",
+        "whole step",
+        "decode",
+        "augment",
+        "evaluation",
+    ];
     for row in rows {
         assert!(table.lines().any(|line| line.starts_with(row)), "{row} in\n{table}");
     }
-    for text in ["24 images", "full softmax", "images/s", "of the peak in fp32", "bound"] {
+    for text in [
+        "24 images",
+        "full softmax",
+        "images/s",
+        "loading included",
+        "without loading",
+        "of the peak in fp32",
+        "bound",
+    ] {
         assert!(table.contains(text), "{text} in\n{table}");
     }
     assert_eq!(before, names());

@@ -93,6 +93,17 @@ fn the_run_folder_holds_what_is_promised() {
     for key in ["epoch", "step", "loss", "lr", "images_per_s", "data_ms", "step_ms"] {
         assert!(steps[0][key].is_number(), "{key}: {}", steps[0]);
     }
+    // Of each process the first step says how long it took to get there.
+    succeeds(folder, ["train", "--resume", "run", "--epochs", "3"]);
+    let steps = metrics(&run, "step");
+    let started: Vec<_> =
+        steps.iter().filter_map(|step| Some((&step["step"], step["startup_s"].as_f64()?))).collect();
+    if cfg!(target_os = "linux") {
+        assert_eq!(started.iter().map(|(step, _)| *step).collect::<Vec<_>>(), [1, 9]);
+        assert!(started.iter().all(|(_, seconds)| (0.0..600.0).contains(seconds)), "{started:?}");
+        let log = std::fs::read_to_string(run.join("train.log")).unwrap();
+        assert_eq!(log.matches("the first step began").count(), 2, "{log}");
+    }
     let evaluations = metrics(&run, "eval");
     for key in ["epoch", "metric", "value", "k", "temperature", "bank", "layer", "seconds"] {
         assert!(!evaluations[0][key].is_null(), "{key}: {}", evaluations[0]);

@@ -98,6 +98,7 @@ fn try_to_train(
         objective: objective(config, &[]),
         identity: start::identify(&splits).unwrap(),
         metrics: MetricsWriter::create(&metrics_path).unwrap(),
+        starting: true,
         retrievals: RetrievalsWriter::open(folder.file("retrievals.jsonl"), 0).unwrap(),
         events: None,
         watch: Watch::new(config.clone(), Facts::of(&splits, Device::Cpu), BTreeSet::new()),

@@ -8,7 +8,7 @@ use super::inputs::bar;
 use super::running::Notes;
 use super::settings::Settings;
 use super::{say, tell};
-use crate::config::{BankInit, Preset, TrainConfig};
+use crate::config::{BankInit, Monitor, Preset, TrainConfig};
 use crate::error::{Error, Result};
 use crate::train::bench::{self, Doing};
 use crate::train::start;
@@ -23,7 +23,9 @@ const MOST_SECONDS: f64 = 86_400.0;
 #[command(args_override_self = true)]
 #[command(
     after_help = "Trains as `lemniscate train` would with the same flags, and throws the result away: nothing is written or \
-changed. Flags about epochs, checkpoints and the monitor have no effect. Images are not looked through first; an unreadable one \
+changed. Flags about epochs, checkpoints and the monitor have no effect. \
+After the steps an evaluation pass over the same images is measured for a quarter of the time, as eval, embed and the monitor make \
+it: images per second with loading, beside those of the steps' forward passes, which are without. Images are not looked through first; an unreadable one \
 ends the measurement, unless --quarantine is given.\n\nExamples:\n  lemniscate bench\n  lemniscate bench photos/ -j 4\n  \
 lemniscate bench imagenet/ --arch resnet50 -b 64 --seconds 120\n  lemniscate bench cifar-10-batches-bin --precision fp32 --json"
 )]
@@ -37,7 +39,7 @@ pub struct Arguments {
     /// Published settings to start from [default: chosen from the size of the images]
     #[arg(long, value_enum)]
     preset: Option<Preset>,
-    /// Length of the measurement, besides warming up; at least one step is made
+    /// Length of the measurement of steps, besides warming up and the evaluation pass; at least one step is made
     #[arg(long, default_value_t = 30.0)]
     seconds: f64,
     /// Start although the run seems not to fit into memory
@@ -69,7 +71,12 @@ pub fn run(arguments: Arguments) -> Result<()> {
     })?;
     let (config, device) = opened.settings(toml::Table::new())?;
     // What the bank holds costs nothing in a step, and features of every image much before the first.
-    let config = TrainConfig { bank_init: BankInit::Random, ..config };
+    let config = TrainConfig {
+        bank_init: BankInit::Random,
+        // For the estimate of memory: an evaluation pass is measured whatever the flag says.
+        monitor: Monitor::Knn,
+        ..config
+    };
     let splits = opened.splits;
     check_memory(arguments.ignore_memory_estimate, &mut notes, &config, splits.train.len(), device)?;
     let splits = if config.quarantine { checked(splits, &config)? } else { splits };
@@ -90,6 +97,7 @@ pub fn run(arguments: Arguments) -> Result<()> {
             }
             steps.set_position(so_far.as_secs());
         }
+        Doing::Evaluation => tell("measuring an evaluation pass"),
     };
     let duration = Duration::from_secs_f64(arguments.seconds);
     let report = bench::run(&config, &splits, &mut state, &objective, duration, &mut doing);

@@ -56,7 +56,9 @@ pub fn run(arguments: Arguments) -> Result<()> {
             hint: Some("--force replaces it".into()),
         });
     }
-    let Subject { found, splits, encoder, input } = arguments.subject.open()?;
+    let subject = arguments.subject.open()?;
+    subject.keep_freed_memory();
+    let Subject { found, splits, encoder, input } = subject;
     let config = &found.saved.config;
     let root = splits.root.clone();
     let data = match arguments.split {

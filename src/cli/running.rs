@@ -149,6 +149,7 @@ pub fn go(parts: Parts, watching: &Watching) -> Result<()> {
         objective,
         folder,
         metrics,
+        starting: true,
         reporter: &mut reporter,
         interrupt,
     };

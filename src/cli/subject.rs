@@ -9,13 +9,14 @@ use super::inputs::open_run_data;
 use crate::bank::MemoryBank;
 use crate::checkpoint::run_folder;
 use crate::config::name_of;
-use crate::data::dataset::Splits;
+use crate::data::dataset::{Dataset, Splits};
 use crate::data::detect::DataFormat;
 use crate::error::{Error, Result};
 use crate::eval::features::Input;
 use crate::interop;
 use crate::model::device::DeviceChoice;
 use crate::model::{Encoder, Precision};
+use crate::train::memory::{self, Estimate};
 use crate::train::start::{self, Found};
 use crate::train::state::{load_bank, load_encoder};
 
@@ -76,6 +77,17 @@ impl SubjectArguments {
 }
 
 impl Subject {
+    /// Keeps freed memory for the next batch where there is plenty, as `train` does: for commands that compute features of
+    /// many images and end.
+    pub fn keep_freed_memory(&self) {
+        let Subject { found, splits, encoder, .. } = self;
+        let images = splits.train.len() + splits.test.as_ref().map_or(0, Dataset::len);
+        let estimate = Estimate::of_evaluation(&found.saved.config, images, encoder.device());
+        if memory::available().is_some_and(|available| estimate.leaves_as_much(&available)) {
+            memory::keep_freed();
+        }
+    }
+
     /// Checkpoint, network and images in two lines.
     pub fn describe(&self) -> String {
         let Subject { found, splits, .. } = self;

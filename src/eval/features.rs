@@ -68,11 +68,6 @@ pub fn embed_each(
     layers: &[Layer],
     mut each: impl FnMut(&Batch, Vec<Vec<f32>>) -> Result<()>,
 ) -> Result<()> {
-    // A stage's maps are averaged over their places, as the last ones are for the pooled features.
-    let rows = |features: &Tensor| match features.dim() {
-        4 => to_vec_f32(&features.mean_dim([2, 3].as_slice(), false, Kind::Float)),
-        _ => to_vec_f32(features),
-    };
     each_batch(encoder, data, order, view, input, EVALUATION_BATCH, layers, |batch, features| {
         each(batch, features.iter().map(rows).collect())
     })
@@ -93,15 +88,78 @@ pub fn each_batch(
     layers: &[Layer],
     mut each: impl FnMut(&Batch, Vec<Tensor>) -> Result<()>,
 ) -> Result<()> {
-    let mut loader = Loader::new(Arc::clone(data.source()), view, order, batch_size, input.loader)?;
-    let uploader = Uploader::new(&input.normalization, encoder.device());
-    while let Some(batch) = loader.next() {
-        let batch = batch?;
-        let features = encoder.features(&uploader.images(&batch), layers);
+    let mut pass = EvaluationPass::start(encoder, data, order, view, input, batch_size, layers)?;
+    while let Some(made) = pass.next() {
+        let (batch, features) = made?;
         each(&batch, features)?;
-        loader.recycle(batch);
+        pass.recycle(batch);
     }
     Ok(())
+}
+
+/// Features of some images, a batch at a time, while loader threads bring the next ones: what [`each_batch`] goes through,
+/// for those who may end before the last.
+pub struct EvaluationPass<'a> {
+    encoder: &'a Encoder,
+    layers: &'a [Layer],
+    loader: Loader,
+    uploader: Uploader,
+}
+
+impl<'a> EvaluationPass<'a> {
+    /// Starts loading the images `order` of `data`.
+    ///
+    /// # Errors
+    /// If no thread can be started, or there is no image of such a number.
+    pub fn start(
+        encoder: &'a Encoder,
+        data: &Dataset,
+        order: Vec<u32>,
+        view: View,
+        input: &Input,
+        batch_size: usize,
+        layers: &'a [Layer],
+    ) -> Result<Self> {
+        Ok(EvaluationPass {
+            encoder,
+            layers,
+            loader: Loader::new(Arc::clone(data.source()), view, order, batch_size, input.loader)?,
+            uploader: Uploader::new(&input.normalization, encoder.device()),
+        })
+    }
+
+    /// Takes a batch back, so that a later one can use its memory.
+    pub fn recycle(&self, batch: Batch) {
+        self.loader.recycle(batch);
+    }
+
+    /// How long the latest batch was waited for.
+    pub fn last_wait(&self) -> Duration {
+        self.loader.statistics().last_wait
+    }
+}
+
+/// Each batch in turn, with its features as [`Encoder::features`] gives them. An error is the loader's: an image that cannot
+/// be read, a worker that died.
+impl Iterator for EvaluationPass<'_> {
+    type Item = Result<(Batch, Vec<Tensor>)>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let with_features = |batch: Batch| {
+            let features = self.encoder.features(&self.uploader.images(&batch), self.layers);
+            (batch, features)
+        };
+        Some(self.loader.next()?.map(with_features))
+    }
+}
+
+/// A layer's features `[B, C]` on the host. A stage's maps `[B, C, H, W]` are averaged over their places, as the last ones are
+/// for the pooled features.
+pub fn rows(features: &Tensor) -> Vec<f32> {
+    match features.dim() {
+        4 => to_vec_f32(&features.mean_dim([2, 3].as_slice(), false, Kind::Float)),
+        _ => to_vec_f32(features),
+    }
 }
 
 /// The features `[n, C]` of the readable images of `data` at each of `layers`, with test-time preprocessing, and the

@@ -11,7 +11,7 @@ use std::time::SystemTime;
 
 use log::{Level, LevelFilter};
 
-use super::metrics::{EvalRecord, StepRecord};
+use super::metrics::{EvalRecord, STARTUP, StepRecord};
 use super::progress::{Epoch, EpochStart, Reporter, sentence};
 use crate::checkpoint::run_folder::Utc;
 use crate::error::{Error, Result};
@@ -76,6 +76,12 @@ impl Reporter for LogReporter {
 
     fn step(&mut self, batches_done: u64, step: &StepRecord) {
         self.epoch.step(batches_done, step);
+        if let Some(seconds) = step.extra.get(STARTUP).and_then(serde_json::Value::as_f64) {
+            self.log.write(
+                Level::Info,
+                &format!("the first step began {seconds:.2} s after the program was started"),
+            );
+        }
         if batches_done.is_multiple_of(self.print_freq) {
             let text = format!("step {}  lr {}  {}", step.step, step.lr, self.summary());
             self.log.write(Level::Debug, &text);
@@ -126,7 +132,10 @@ mod tests {
                 batches_to_limit: None,
             });
             for done in 1..=4 {
-                reporter.step(done, &StepRecord { step: done, lr: 0.03, loss: 5.0, ..Default::default() });
+                let startup = (done == 1).then(|| (STARTUP.to_owned(), 1.25.into()));
+                let extra = startup.into_iter().collect();
+                reporter
+                    .step(done, &StepRecord { step: done, lr: 0.03, loss: 5.0, extra, ..Default::default() });
             }
             reporter.epoch_finished(0);
             reporter.message(Level::Warn, "look here");
@@ -134,11 +143,12 @@ mod tests {
             text.lines().map(|line| line[25..].to_owned()).collect::<Vec<_>>()
         };
         let lines = log(LevelFilter::Info);
-        assert!(lines[0].starts_with("INFO  epoch 1/3  loss 5.0000"), "{lines:?}");
-        assert_eq!(lines[1..], ["WARN  look here"]);
+        assert_eq!(lines[0], "INFO  the first step began 1.25 s after the program was started");
+        assert!(lines[1].starts_with("INFO  epoch 1/3  loss 5.0000"), "{lines:?}");
+        assert_eq!(lines[2..], ["WARN  look here"]);
         let lines = log(LevelFilter::Debug);
-        assert_eq!(lines.len(), 2 + 1 + 2 + 2, "{lines:?}");
-        assert!(lines[3].starts_with("DEBUG step 2  lr 0.03  loss 5.0000"), "{lines:?}");
-        assert_eq!(log(LevelFilter::Off).len(), 7);
+        assert_eq!(lines.len(), 3 + 1 + 1 + 2 + 2, "{lines:?}");
+        assert!(lines[5].starts_with("DEBUG step 2  lr 0.03  loss 5.0000"), "{lines:?}");
+        assert_eq!(log(LevelFilter::Off).len(), 9);
     }
 }

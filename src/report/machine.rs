@@ -71,6 +71,25 @@ impl Machine {
     }
 }
 
+/// Ticks a second in `/proc`, on every processor that libtorch runs on.
+const TICKS_PER_S: f64 = 100.0;
+
+/// Seconds since this process was started, to two hundredths: also what loading libraries took, and what a shell did before
+/// its `exec`. `None` where the system does not say.
+pub fn process_age() -> Option<f64> {
+    age(&read("/proc/self/stat"), &read("/proc/uptime"))
+}
+
+fn age(stat: &str, uptime: &str) -> Option<f64> {
+    // The second field is a name in parentheses, which may hold anything; the 22nd is the start, in ticks since the system's.
+    let (_, after_name) = stat.rsplit_once(')')?;
+    let started: f64 = after_name.split_whitespace().nth(19)?.parse().ok()?;
+    let up: f64 = uptime.split_whitespace().next()?.parse().ok()?;
+    // Some containers count their own time since start, beside which the process's means nothing.
+    let hundredths = (100.0 * (up - started / TICKS_PER_S)).round();
+    (hundredths >= 0.0).then_some(hundredths / 100.0)
+}
+
 /// `23.5 GiB`.
 pub fn gibibytes(bytes: u64) -> String {
     format!("{:.1} GiB", bytes as f64 / (1u64 << 30) as f64)
@@ -162,6 +181,18 @@ mod tests {
         assert_eq!((value(text, "empty", ':'), value(text, "model", ':')), (None, None));
         let os = value("NAME=x\nPRETTY_NAME=\"Debian GNU/Linux 12\"\n", "PRETTY_NAME", '=');
         assert_eq!(os.as_deref(), Some("Debian GNU/Linux 12"));
+    }
+
+    #[test]
+    fn a_process_has_an_age() {
+        let stat = "7 (a) b (c) S 1 7 7 0 -1 4194304 98 0 0 0 0 0 0 0 20 0 1 0 12345 2650112 213\n";
+        assert_eq!(age(stat, "130.50 250.00\n"), Some(7.05));
+        for (stat, uptime) in
+            [(stat, "3.00 9.00\n"), (stat, ""), ("", "130.50 1.0"), ("7 (a) S 1", "130.50 1.0")]
+        {
+            assert_eq!(age(stat, uptime), None);
+        }
+        assert_eq!(process_age().is_some(), cfg!(target_os = "linux"));
     }
 
     #[test]

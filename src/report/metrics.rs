@@ -56,6 +56,10 @@ pub struct StepRecord {
     pub extra: BTreeMap<String, Value>,
 }
 
+/// Among [`StepRecord::extra`] of the first step that a process makes: seconds from its start to that step's. What the step
+/// waits for its images is in its `data_ms`.
+pub const STARTUP: &str = "startup_s";
+
 /// One measurement of the features.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct EvalRecord {

@@ -14,6 +14,8 @@ use crate::checkpoint::signals::Interrupt;
 use crate::config::TrainConfig;
 use crate::data::dataset::Splits;
 use crate::error::{Error, Result};
+use crate::report::machine::process_age;
+use crate::report::metrics::STARTUP;
 use crate::report::retrievals::RetrievalsWriter;
 use crate::report::tensorboard::EventWriter;
 use crate::report::{EpochStart, MetricsWriter, Reporter};
@@ -57,6 +59,8 @@ pub struct Session<'a> {
     pub folder: RunFolder,
     /// `metrics.jsonl`.
     pub metrics: MetricsWriter,
+    /// Whether this process has made no step yet: the record of the first says how long it took to get there.
+    pub starting: bool,
     /// `retrievals.jsonl`.
     pub retrievals: RetrievalsWriter,
     /// Event files for TensorBoard, where they were asked for.
@@ -130,11 +134,12 @@ impl Session<'_> {
             if self.step_limit_reached() {
                 return Ok(Ended::StepLimit);
             }
+            let startup_s = std::mem::take(&mut self.starting).then(process_age).flatten();
             let made = pass.step(&mut self.state, &self.objective, self.replay.as_mut());
             if let Some((level, text)) = self.replay.as_mut().and_then(Replay::news) {
                 self.reporter.message(level, &text);
             }
-            let record = match made {
+            let mut record = match made {
                 Ok(record) => record,
                 Err(NoStep { error, untouched }) => {
                     if untouched {
@@ -143,6 +148,7 @@ impl Session<'_> {
                     return Err(error);
                 }
             };
+            record.extra.extend(startup_s.map(|seconds| (STARTUP.to_owned(), seconds.into())));
             self.step_made(&record)?;
 
             if self.interrupt.interrupted() {

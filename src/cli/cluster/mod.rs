@@ -97,6 +97,7 @@ pub fn run(arguments: Arguments) -> Result<()> {
         )));
     }
     let subject = arguments.subject.open()?;
+    subject.keep_freed_memory();
     let data = images(&arguments, &subject)?;
     let indices = data.trainable_indices();
     let counts = counts(&arguments.clusters, &data, indices.len())?;

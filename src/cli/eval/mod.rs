@@ -138,6 +138,7 @@ pub fn run(arguments: Arguments) -> Result<()> {
         return Err(Error::usage("-k must be at least 1"));
     }
     let subject = arguments.subject.open()?;
+    subject.keep_freed_memory();
     let banks = Banks::new(&arguments, &subject)?;
     let Subject { splits, encoder, input, .. } = &subject;
     let n_queries = splits.test.as_ref().map_or(0, Dataset::len);

@@ -89,6 +89,7 @@ pub fn run(arguments: Arguments) -> Result<()> {
     }
     let request = Request::of(&arguments.queries)?;
     let subject = arguments.subject.open()?;
+    subject.keep_freed_memory();
     let live = (arguments.source == Source::Live).then(|| subject.live_bank()).transpose()?;
     let device = subject.encoder.device();
     let opponents: Vec<Opponent> =

@@ -2,14 +2,16 @@
 //! away.
 //!
 //! The steps are those of [`Pass`], with the run's loader, objective and optimiser. What a run does between its steps
-//! (records, checkpoints, the monitor) is left out; nothing is written.
+//! (records, checkpoints, the monitor) is left out; nothing is written. After them an evaluation pass is measured by itself.
 
+mod evaluation;
 mod peak;
 mod report;
 
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+pub use evaluation::Evaluation;
 pub use peak::Peak;
 pub use report::{Loading, Parts, Report, StepTimes};
 
@@ -19,6 +21,7 @@ use super::replay::Replay;
 use super::state::TrainState;
 use super::step::Objective;
 use super::watch::{Facts, WARM_UP_STEPS, about_speed};
+use crate::bank::Bank;
 use crate::config::TrainConfig;
 use crate::data::dataset::Splits;
 use crate::error::Result;
@@ -32,6 +35,8 @@ const WARM_UP_SHARE: f64 = 0.25;
 /// Share of the asked time that each of the two measurements of the peak takes, in at most [`MOST_FOR_PEAK`].
 const PEAK_SHARE: f64 = 0.1;
 const MOST_FOR_PEAK: Duration = Duration::from_secs(2);
+/// As much of the asked time, after the steps, is given to the evaluation pass.
+const EVALUATION_SHARE: f64 = 0.25;
 
 /// What a benchmark is doing.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -42,10 +47,12 @@ pub enum Doing {
     WarmUp,
     /// Making steps; how long so far.
     Steps(Duration),
+    /// Computing features as an evaluation does.
+    Evaluation,
 }
 
-/// Trains `state` for `duration`, at least one step after the warm-up, and says where the time went. `doing` hears
-/// what is under way: each phase, and each step that counts.
+/// Trains `state` for `duration`, at least one step after the warm-up, then evaluates it for a quarter of that, at least one
+/// batch, and says where the time went. `doing` hears what is under way: each phase, and each step that counts.
 ///
 /// # Errors
 /// An image that cannot be read; a loss that is not finite.
@@ -69,6 +76,14 @@ pub fn run(
         warm += 1;
     }
     let counted = steps.count(duration, doing)?;
+    drop(steps);
+    let parts = Parts::mean(&counted.records, counted.wall);
+    // With the bank on a device a step's parts are the times to queue them.
+    let forward_seconds = parts.forward * counted.records.len() as f64 / 1e3;
+    let forward = matches!(state.bank, Bank::Host(_)).then(|| counted.images as f64 / forward_seconds);
+    let for_evaluation = duration.mul_f64(EVALUATION_SHARE);
+    let evaluation =
+        Evaluation::measure(config, &splits.train, &state.encoder, forward, for_evaluation, doing)?;
     doing(Doing::Peak);
     let peak = before.or_better(Peak::measure(device, for_peak));
 
@@ -76,7 +91,6 @@ pub fn run(
     let cost = MultiplyAdds::of(state.encoder.config(), config.image_size);
     let seconds = counted.wall.as_secs_f64();
     let flop_per_s = cost.training_flop() as f64 * counted.images as f64 / seconds;
-    let parts = Parts::mean(&counted.records, counted.wall);
     // Arithmetic of the network while nothing else is done.
     let alone = (parts.forward + parts.backward) * counted.records.len() as f64 / 1e3;
     Ok(Report {
@@ -105,6 +119,7 @@ pub fn run(
         step_ms: StepTimes::of(&counted.records),
         parts_ms: parts,
         loading: counted.loading,
+        evaluation,
         peak_flop_per_s: peak,
         flop_per_s,
         share_of_peak: flop_per_s / peak.of(precision),
@@ -183,6 +198,7 @@ mod tests {
     use crate::config::Preset;
     use crate::data::DataFormat;
     use crate::data::synthetic;
+    use crate::eval::features::EVALUATION_BATCH;
     use crate::train::start;
     use std::path::Path;
     use tch::Device;
@@ -204,7 +220,7 @@ mod tests {
         assert_eq!(heard[..3], [Doing::Peak, Doing::WarmUp, Doing::Steps(Duration::ZERO)]);
         let told = heard.iter().filter(|doing| matches!(doing, Doing::Steps(at) if !at.is_zero())).count();
         assert_eq!(told, report.steps);
-        assert_eq!(heard.last(), Some(&Doing::Peak));
+        assert_eq!(heard[heard.len() - 2..], [Doing::Evaluation, Doing::Peak]);
         assert!(state.progress.step > report.steps as u64, "the warm-up does not count");
         report
     }
@@ -229,6 +245,23 @@ mod tests {
         assert!(0.0 < fastest && fastest <= median && median <= slowest);
         assert!(report.loading.images >= report.images && report.loading.decode_ms > 0.0);
         assert!(report.loading.augment_ms > 0.0);
+    }
+
+    #[test]
+    fn evaluation_is_set_against_the_forward_passes_of_the_steps() {
+        let report = measured(0.4);
+        let found = report.evaluation;
+        // A pass over 40 images is one batch, and as many passes are made as it takes.
+        assert!(found.batch_size == EVALUATION_BATCH && found.images.is_multiple_of(40), "{found:?}");
+        assert!(found.seconds >= 0.1 && (0.0..1.0).contains(&found.share_waiting), "{found:?}");
+        assert!((found.images_per_s * found.seconds / found.images as f64 - 1.0).abs() < 1e-9, "{found:?}");
+        let in_network = found.images_per_s / (1.0 - found.share_waiting);
+        assert!((found.images_per_s_in_network / in_network - 1.0).abs() < 1e-9, "{found:?}");
+        let forward = found.training_forward_images_per_s.unwrap();
+        let expected = report.images as f64 / report.steps as f64 / report.parts_ms.forward * 1e3;
+        assert!((forward / expected - 1.0).abs() < 1e-9, "{found:?}");
+        assert!((found.ratio.unwrap() * forward / found.images_per_s - 1.0).abs() < 1e-9, "{found:?}");
+        assert!(found.ratio <= found.ratio_in_network && report.to_string().contains("\nevaluation  "));
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::{Peak, milliseconds};
+use super::{Evaluation, Peak, milliseconds};
 use crate::config::{ObjectiveKind, name_of};
 use crate::data::DataFormat;
 use crate::data::loader::LoaderStatistics;
@@ -54,7 +54,9 @@ pub struct Report {
     pub parts_ms: Parts,
     /// What an image cost the loader's threads, beside the steps and the warm-up.
     pub loading: Loading,
-    /// The machine's peak, before or after the steps, whichever was higher.
+    /// Computing features, after the steps.
+    pub evaluation: Evaluation,
+    /// The machine's peak, before the steps or after everything, whichever was higher.
     pub peak_flop_per_s: Peak,
     /// The network's arithmetic in the time of whole steps.
     pub flop_per_s: f64,
@@ -217,6 +219,7 @@ impl fmt::Display for Report {
              {slowest:.0})",
             self.images_per_s, self.images, self.steps, self.seconds
         )?;
+        writeln!(f, "{}", self.evaluation)?;
         let Peak { fp32, bf16 } = self.peak_flop_per_s;
         let bf16 = bf16.map(|peak| format!(", {}FLOP/s in bf16", readable(peak))).unwrap_or_default();
         writeln!(f, "peak        {}FLOP/s in fp32{bf16} (product of large matrices)", readable(fp32))?;

@@ -92,6 +92,13 @@ impl Estimate {
         }
     }
 
+    /// What a command takes that only evaluates the network of `config` on `n` images, whose features count as the bank does.
+    pub fn of_evaluation(config: &TrainConfig, n: usize, device: Device) -> Self {
+        // That a run measured nothing does not keep others from it.
+        let config = TrainConfig { monitor: Monitor::Knn, ..config.clone() };
+        Estimate { step: 0, checkpoint: 0, ..Self::new(&config, n, device) }
+    }
+
     /// The most that is taken at any one moment. Steps, evaluations and checkpoints follow one another.
     pub fn peak(&self) -> u64 {
         let in_turn = self.step.max(self.evaluation).max(self.checkpoint);
@@ -191,6 +198,18 @@ mod tests {
         assert!(large.step > 4 * small.step && large.evaluation > small.evaluation);
         assert_eq!(large.bank, small.bank);
         assert!(estimate(Preset::Cifar, 100_000).peak() > small.peak());
+    }
+
+    #[test]
+    fn an_evaluation_is_counted_without_steps_whatever_the_run_measured() {
+        let run = estimate(Preset::Imagenet, 50_000);
+        let config = TrainConfig::preset(Preset::Imagenet, Path::new("photos"), DataFormat::Flat);
+        for monitor in [config.monitor, Monitor::None] {
+            let config = TrainConfig { monitor, ..config.clone() };
+            let found = Estimate::of_evaluation(&config, 50_000, Device::Cpu);
+            assert_eq!((found.evaluation, found.step), (run.evaluation, 0));
+            assert!(found.peak() > found.evaluation && found.peak() < run.peak());
+        }
     }
 
     #[test]
