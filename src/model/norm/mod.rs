@@ -11,7 +11,7 @@ use super::autograd::attach;
 use super::channels_last::{ChannelsLast, Chunk, Fresh, fits};
 use super::threads::share;
 use crate::simd::{Isa, LANES};
-use passes::{Apply, BlockGradients, BlockMoments, Gradients};
+use passes::{Affine, Apply, BlockGradients, BlockMoments, Gradients, Slope};
 
 /// Chunks of one block of pixels, 64 KiB: what is read twice is still in the cache the second time.
 const BLOCK: usize = 1024;
@@ -183,6 +183,13 @@ impl Statistics {
     /// `maps` normalised, and `then`.
     fn apply(&self, isa: Isa, maps: &ChannelsLast, [weight, bias]: &[Vec<Chunk>; 2], then: Then) -> Tensor {
         let each = pixels_of_block(weight.len()) * weight.len();
+        let affine: Vec<Affine> = (0..weight.len())
+            .map(|chunk| Affine {
+                mean: self.mean[chunk],
+                scale: product(&weight[chunk], &self.inverse[chunk]),
+                bias: bias[chunk],
+            })
+            .collect();
         let residual = then.residual().map(ChannelsLast::of);
         let residual = residual.as_ref().map(ChannelsLast::chunks);
         let relu = then.relu();
@@ -190,7 +197,7 @@ impl Statistics {
         let blocks = maps.chunks().chunks(each).zip(out.chunks_mut().chunks_mut(each)).enumerate();
         share(blocks, |(index, (maps, out))| {
             let residual = residual.map(|residual| &residual[index * each..][..maps.len()]);
-            isa.run(Apply { statistics: self, weight, bias, maps, residual, relu, out });
+            isa.run(Apply { affine: &affine, maps, residual, relu, out });
         });
         out.into_tensor()
     }
@@ -228,7 +235,16 @@ impl Statistics {
     ) -> [Option<Tensor>; 2] {
         let chunks = maps.chunks_per_pixel();
         let each = pixels_of_block(chunks) * chunks;
-        let pixels = maps.chunks().len() / chunks;
+        // w/σ·(g − mean of g − x̂·(mean of g·x̂)), with x̂ = (x − mean)/σ (Ioffe & Szegedy 2015, §3).
+        let each_pixel = [1.0 / (maps.chunks().len() / chunks) as f32; LANES];
+        let slopes: Vec<Slope> = (0..chunks)
+            .map(|chunk| Slope {
+                mean: self.mean[chunk],
+                scale: product(&weight[chunk], &self.inverse[chunk]),
+                mean_gradient: product(&sums[0][chunk], &each_pixel),
+                slope: product(&product(&sums[1][chunk], &each_pixel), &self.inverse[chunk]),
+            })
+            .collect();
         let (maps, gradient, passed) = (maps.chunks(), gradient.chunks(), passed.map(ChannelsLast::chunks));
         let [of_maps, of_residual] = &mut out;
         let mut of_maps = of_maps.as_mut().map(|out| out.chunks_mut().chunks_mut(each));
@@ -240,10 +256,15 @@ impl Statistics {
         share(blocks, |(first, maps, out)| {
             let part = first..first + maps.len();
             let (gradient, passed) = (&gradient[part.clone()], passed.map(|passed| &passed[part.clone()]));
-            isa.run(Gradients { statistics: self, weight, sums, pixels, maps, gradient, passed, out });
+            isa.run(Gradients { slopes: &slopes, maps, gradient, passed, out });
         });
         out.map(|out| out.map(Fresh::into_tensor))
     }
+}
+
+/// `a·b`, number by number.
+fn product(a: &Chunk, b: &Chunk) -> Chunk {
+    std::array::from_fn(|lane| a[lane] * b[lane])
 }
 
 /// Two chunks for every chunk of channels, of each block of pixels, as `of_block(values, where they begin, out)` finds them.

@@ -1,4 +1,5 @@
-//! One block of pixels at a time, sixteen channels side by side.
+//! One block of pixels at a time, sixteen channels side by side. Pixel by pixel, as they lie in memory: what bounds these passes is how fast
+//! it can be read.
 
 use super::Statistics;
 use crate::model::channels_last::Chunk;
@@ -37,11 +38,17 @@ impl Kernel for BlockMoments<'_> {
     }
 }
 
+/// `scale·(x − mean) + bias` for sixteen channels.
+pub(super) struct Affine {
+    pub mean: Chunk,
+    pub scale: Chunk,
+    pub bias: Chunk,
+}
+
 /// [`Statistics::apply`] for some pixels.
 pub(super) struct Apply<'a> {
-    pub statistics: &'a Statistics,
-    pub weight: &'a [Chunk],
-    pub bias: &'a [Chunk],
+    /// Of each chunk of channels.
+    pub affine: &'a [Affine],
     pub maps: &'a [Chunk],
     pub residual: Option<&'a [Chunk]>,
     pub relu: bool,
@@ -52,17 +59,14 @@ impl Kernel for Apply<'_> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let Apply { statistics, weight, bias, maps, residual, relu, out } = self;
-        let chunks = weight.len();
+        let Apply { affine, maps, residual, relu, out } = self;
         let zero = simd.splat(0.0);
-        for chunk in 0..chunks {
-            let scale = simd.mul(simd.load(&weight[chunk]), simd.load(&statistics.inverse[chunk]));
-            let mean = simd.load(&statistics.mean[chunk]);
-            let bias = simd.load(&bias[chunk]);
-            let mut at = chunk;
-            while at < maps.len() {
+        let mut at = 0;
+        while at < maps.len() {
+            for Affine { mean, scale, bias } in affine {
                 // The distance first, for the same reason as in `BlockMoments`.
-                let mut value = simd.mul_add(simd.sub(simd.load(&maps[at]), mean), scale, bias);
+                let distance = simd.sub(simd.load(&maps[at]), simd.load(mean));
+                let mut value = simd.mul_add(distance, simd.load(scale), simd.load(bias));
                 if let Some(residual) = residual {
                     value = simd.add(value, simd.load(&residual[at]));
                 }
@@ -71,7 +75,7 @@ impl Kernel for Apply<'_> {
                     value = simd.max(zero, value);
                 }
                 simd.store(value, &mut out[at]);
-                at += chunks;
+                at += 1;
             }
         }
     }
@@ -102,31 +106,36 @@ impl Kernel for BlockGradients<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
         let BlockGradients { statistics, maps, gradient, passed, out } = self;
-        let chunks = statistics.mean.len();
-        for chunk in 0..chunks {
-            let mean = simd.load(&statistics.mean[chunk]);
-            let mut sum = simd.splat(0.0);
-            let mut product = sum;
-            let mut at = chunk;
-            while at < maps.len() {
+        let (sums, products) = out.split_at_mut(statistics.mean.len());
+        let mut at = 0;
+        while at < maps.len() {
+            for ((mean, sum), product) in statistics.mean.iter().zip(sums.iter_mut()).zip(products.iter_mut())
+            {
                 let gradient = let_through(simd, &gradient[at], passed.map(|passed| &passed[at]));
-                sum = simd.add(sum, gradient);
-                product = simd.mul_add(simd.sub(simd.load(&maps[at]), mean), gradient, product);
-                at += chunks;
+                let distance = simd.sub(simd.load(&maps[at]), simd.load(mean));
+                simd.store(simd.add(simd.load(sum), gradient), sum);
+                simd.store(simd.mul_add(distance, gradient, simd.load(product)), product);
+                at += 1;
             }
-            simd.store(sum, &mut out[chunk]);
-            simd.store(simd.mul(product, simd.load(&statistics.inverse[chunk])), &mut out[chunks + chunk]);
+        }
+        for (product, inverse) in products.iter_mut().zip(&statistics.inverse) {
+            simd.store(simd.mul(simd.load(product), simd.load(inverse)), product);
         }
     }
 }
 
+/// `scale·(g − mean_gradient − (x − mean)·slope)` for sixteen channels.
+pub(super) struct Slope {
+    pub mean: Chunk,
+    pub scale: Chunk,
+    pub mean_gradient: Chunk,
+    pub slope: Chunk,
+}
+
 /// [`Statistics::gradients`] for some pixels.
 pub(super) struct Gradients<'a> {
-    pub statistics: &'a Statistics,
-    pub weight: &'a [Chunk],
-    pub sums: &'a [Vec<Chunk>; 2],
-    /// Of all maps.
-    pub pixels: usize,
+    /// Of each chunk of channels.
+    pub slopes: &'a [Slope],
     pub maps: &'a [Chunk],
     pub gradient: &'a [Chunk],
     pub passed: Option<&'a [Chunk]>,
@@ -137,30 +146,22 @@ impl Kernel for Gradients<'_> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let Gradients { statistics, weight, sums, pixels, maps, gradient, passed, out } = self;
-        let chunks = statistics.mean.len();
-        let share = simd.splat(1.0 / pixels as f32);
+        let Gradients { slopes, maps, gradient, passed, out } = self;
         let [mut of_maps, mut of_residual] = out;
-        for chunk in 0..chunks {
-            // w/σ·(g − mean of g − x̂·(mean of g·x̂)), with x̂ = (x − mean)/σ (Ioffe & Szegedy 2015, §3).
-            let inverse = simd.load(&statistics.inverse[chunk]);
-            let mean = simd.load(&statistics.mean[chunk]);
-            let scale = simd.mul(simd.load(&weight[chunk]), inverse);
-            let mean_gradient = simd.mul(simd.load(&sums[0][chunk]), share);
-            let slope = simd.mul(simd.mul(simd.load(&sums[1][chunk]), share), inverse);
-            let mut at = chunk;
-            while at < maps.len() {
+        let mut at = 0;
+        while at < maps.len() {
+            for Slope { mean, scale, mean_gradient, slope } in slopes {
                 let gradient = let_through(simd, &gradient[at], passed.map(|passed| &passed[at]));
                 if let Some(out) = &mut of_residual {
                     simd.store(gradient, &mut out[at]);
                 }
                 if let Some(out) = &mut of_maps {
-                    let distance = simd.sub(simd.load(&maps[at]), mean);
-                    let slope = simd.mul(distance, slope);
-                    let centred = simd.sub(simd.sub(gradient, mean_gradient), slope);
-                    simd.store(simd.mul(centred, scale), &mut out[at]);
+                    let distance = simd.sub(simd.load(&maps[at]), simd.load(mean));
+                    let slope = simd.mul(distance, simd.load(slope));
+                    let centred = simd.sub(simd.sub(gradient, simd.load(mean_gradient)), slope);
+                    simd.store(simd.mul(centred, simd.load(scale)), &mut out[at]);
                 }
-                at += chunks;
+                at += 1;
             }
         }
     }
