@@ -6,7 +6,7 @@
 
 Runs forward and backward of the network that lemniscate trains through torch.profiler of the same libtorch, and adds up
 each operation's own time. Layout and order of operations are those of src/model/resnet.rs where libtorch computes all of it, as in
-bf16: channels-last maps, ReLU and the residual sum in place. (In fp32 on a CPU src/model/winograd/ and norm/ replace most of it.) --plain leaves the profiler out, so that what it costs can be seen. Prints a table and one JSON object.
+bf16: channels-last maps, ReLU and the residual sum in place. (In fp32 on a CPU src/model/convolution/ and norm/ replace most of it.) --plain leaves the profiler out, so that what it costs can be seen. Prints a table and one JSON object.
 
 "fused_ms" is the least that BatchNorm, ReLU and residual sums could take, forward and backward, in single passes at this
 machine's measured memory bandwidth: 10 readings or writings of each normalised map, and 2 more where a residual is added.

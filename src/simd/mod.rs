@@ -31,6 +31,15 @@ pub(crate) trait Simd: Copy + Send + Sync {
     /// bf16 is the upper half of an `f32`.
     fn load_bf16(self, values: &[bf16; LANES]) -> Self::V;
     fn store(self, vector: Self::V, values: &mut [f32; LANES]);
+    /// [`store`](Self::store) that does not bring `values` into the caches, where they lie on a cache line of their own. Nobody else may
+    /// read them before [`settle`](Self::settle).
+    #[inline(always)]
+    fn store_past_caches(self, vector: Self::V, values: &mut [f32; LANES]) {
+        self.store(vector, values);
+    }
+    /// Waits for all that was stored past the caches.
+    #[inline(always)]
+    fn settle(self) {}
     fn add(self, a: Self::V, b: Self::V) -> Self::V;
     fn sub(self, a: Self::V, b: Self::V) -> Self::V;
     fn mul(self, a: Self::V, b: Self::V) -> Self::V;
@@ -211,6 +220,34 @@ mod tests {
         for isa in Isa::available() {
             assert!(isa.run(Ops(a, b)).3[3].is_nan(), "{isa:?}: the second operand wins");
             assert_eq!(isa.run(Ops(b, a)).3[3], a[3], "{isa:?}: the second operand wins");
+        }
+    }
+
+    struct PastCaches<'a>([f32; LANES], &'a mut [f32; LANES]);
+    impl Kernel for PastCaches<'_> {
+        type Output = ();
+        #[inline(always)]
+        fn run<S: Simd>(self, simd: S) {
+            simd.store_past_caches(simd.load(&self.0), self.1);
+            simd.settle();
+        }
+    }
+
+    #[test]
+    fn what_is_stored_past_the_caches_arrives_wherever_it_is_stored() {
+        let numbers: [f32; LANES] = std::array::from_fn(|lane| lane as f32 + 0.5);
+        for isa in Isa::available() {
+            let mut memory = Aligned::zeros(4 * LANES);
+            for first in 0..2 * LANES {
+                memory.fill(0.0);
+                isa.run(PastCaches(numbers, memory[first..].first_chunk_mut().unwrap()));
+                assert_eq!(memory[first..first + LANES], numbers, "{isa:?} from {first}");
+                assert_eq!(
+                    memory.iter().filter(|number| **number != 0.0).count(),
+                    LANES,
+                    "{isa:?} from {first}"
+                );
+            }
         }
     }
 }

@@ -7,6 +7,12 @@ use super::{Kernel, LANES, Simd};
 use half::bf16;
 use std::arch::x86_64::*;
 
+/// A cache line.
+#[repr(align(64))]
+struct Line {
+    _bytes: [u8; 64],
+}
+
 /// AVX-512 F, BW, DQ and VL are there.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Avx512(());
@@ -54,7 +60,7 @@ impl Avx2 {
 macro_rules! intrinsic {
     ($call:expr) => {
         // SAFETY: the method's `self` proves that the instructions are there; loads and stores take their
-        // address from a reference to sixteen numbers and need no alignment.
+        // address from a reference to sixteen numbers and need no alignment, but for those past the caches, which look at it.
         unsafe { $call }
     };
 }
@@ -81,6 +87,17 @@ impl Simd for Avx512 {
     #[inline(always)]
     fn store(self, vector: Self::V, values: &mut [f32; LANES]) {
         intrinsic!(_mm512_storeu_ps(values.as_mut_ptr(), vector))
+    }
+    #[inline(always)]
+    fn store_past_caches(self, vector: Self::V, values: &mut [f32; LANES]) {
+        if !values.as_ptr().cast::<Line>().is_aligned() {
+            return self.store(vector, values);
+        }
+        intrinsic!(_mm512_stream_ps(values.as_mut_ptr(), vector))
+    }
+    #[inline(always)]
+    fn settle(self) {
+        intrinsic!(_mm_sfence())
     }
     #[inline(always)]
     fn add(self, a: Self::V, b: Self::V) -> Self::V {
@@ -158,6 +175,18 @@ impl Simd for Avx2 {
     fn store(self, vector: Self::V, values: &mut [f32; LANES]) {
         intrinsic!(_mm256_storeu_ps(values.as_mut_ptr(), vector[0]));
         intrinsic!(_mm256_storeu_ps(values.as_mut_ptr().add(8), vector[1]));
+    }
+    #[inline(always)]
+    fn store_past_caches(self, vector: Self::V, values: &mut [f32; LANES]) {
+        if !values.as_ptr().cast::<Line>().is_aligned() {
+            return self.store(vector, values);
+        }
+        intrinsic!(_mm256_stream_ps(values.as_mut_ptr(), vector[0]));
+        intrinsic!(_mm256_stream_ps(values.as_mut_ptr().add(8), vector[1]));
+    }
+    #[inline(always)]
+    fn settle(self) {
+        intrinsic!(_mm_sfence())
     }
     #[inline(always)]
     fn add(self, a: Self::V, b: Self::V) -> Self::V {

@@ -16,6 +16,10 @@ use passes::{Affine, Apply, BlockGradients, BlockMoments, Gradients, Slope};
 /// Chunks of one block of pixels, 64 KiB: what is read twice is still in the cache the second time.
 const BLOCK: usize = 1024;
 
+/// Chunks of the largest maps, 24 MiB, that may still be in a cache when they are next read. Larger ones are written past it, which
+/// saves reading first what is written over.
+const CACHED: usize = (24 << 20) / size_of::<Chunk>();
+
 /// Pixels of a block, `chunks` each: their values are summed in single precision, blocks in double.
 fn pixels_of_block(chunks: usize) -> usize {
     (BLOCK / chunks).max(1)
@@ -192,12 +196,12 @@ impl Statistics {
             .collect();
         let residual = then.residual().map(ChannelsLast::of);
         let residual = residual.as_ref().map(ChannelsLast::chunks);
-        let relu = then.relu();
+        let (relu, past_caches) = (then.relu(), maps.chunks().len() > CACHED);
         let mut out = Fresh::new(maps.size);
         let blocks = maps.chunks().chunks(each).zip(out.chunks_mut().chunks_mut(each)).enumerate();
         share(blocks, |(index, (maps, out))| {
             let residual = residual.map(|residual| &residual[index * each..][..maps.len()]);
-            isa.run(Apply { affine: &affine, maps, residual, relu, out });
+            isa.run(Apply { affine: &affine, maps, residual, relu, past_caches, out });
         });
         out.into_tensor()
     }
@@ -246,6 +250,7 @@ impl Statistics {
             })
             .collect();
         let (maps, gradient, passed) = (maps.chunks(), gradient.chunks(), passed.map(ChannelsLast::chunks));
+        let past_caches = maps.len() > CACHED;
         let [of_maps, of_residual] = &mut out;
         let mut of_maps = of_maps.as_mut().map(|out| out.chunks_mut().chunks_mut(each));
         let mut of_residual = of_residual.as_mut().map(|out| out.chunks_mut().chunks_mut(each));
@@ -256,7 +261,7 @@ impl Statistics {
         share(blocks, |(first, maps, out)| {
             let part = first..first + maps.len();
             let (gradient, passed) = (&gradient[part.clone()], passed.map(|passed| &passed[part.clone()]));
-            isa.run(Gradients { slopes: &slopes, maps, gradient, passed, out });
+            isa.run(Gradients { slopes: &slopes, maps, gradient, passed, past_caches, out });
         });
         out.map(|out| out.map(Fresh::into_tensor))
     }

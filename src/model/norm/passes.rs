@@ -52,6 +52,8 @@ pub(super) struct Apply<'a> {
     pub maps: &'a [Chunk],
     pub residual: Option<&'a [Chunk]>,
     pub relu: bool,
+    /// Whether `out` is left out of the caches.
+    pub past_caches: bool,
     pub out: &'a mut [Chunk],
 }
 
@@ -59,7 +61,7 @@ impl Kernel for Apply<'_> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let Apply { affine, maps, residual, relu, out } = self;
+        let Apply { affine, maps, residual, relu, past_caches, out } = self;
         let zero = simd.splat(0.0);
         let mut at = 0;
         while at < maps.len() {
@@ -74,11 +76,17 @@ impl Kernel for Apply<'_> {
                     // What is no number stays none: the second operand wins.
                     value = simd.max(zero, value);
                 }
-                simd.store(value, &mut out[at]);
+                store(simd, value, &mut out[at], past_caches);
                 at += 1;
             }
         }
+        simd.settle();
     }
+}
+
+#[inline(always)]
+fn store<S: Simd>(simd: S, value: S::V, out: &mut Chunk, past_caches: bool) {
+    if past_caches { simd.store_past_caches(value, out) } else { simd.store(value, out) }
 }
 
 /// `gradient` where `passed` is positive; all of it where there was nothing to pass.
@@ -139,6 +147,8 @@ pub(super) struct Gradients<'a> {
     pub maps: &'a [Chunk],
     pub gradient: &'a [Chunk],
     pub passed: Option<&'a [Chunk]>,
+    /// Whether `out` is left out of the caches.
+    pub past_caches: bool,
     pub out: [Option<&'a mut [Chunk]>; 2],
 }
 
@@ -146,23 +156,24 @@ impl Kernel for Gradients<'_> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let Gradients { slopes, maps, gradient, passed, out } = self;
+        let Gradients { slopes, maps, gradient, passed, past_caches, out } = self;
         let [mut of_maps, mut of_residual] = out;
         let mut at = 0;
         while at < maps.len() {
             for Slope { mean, scale, mean_gradient, slope } in slopes {
                 let gradient = let_through(simd, &gradient[at], passed.map(|passed| &passed[at]));
                 if let Some(out) = &mut of_residual {
-                    simd.store(gradient, &mut out[at]);
+                    store(simd, gradient, &mut out[at], past_caches);
                 }
                 if let Some(out) = &mut of_maps {
                     let distance = simd.sub(simd.load(&maps[at]), simd.load(mean));
                     let slope = simd.mul(distance, simd.load(slope));
                     let centred = simd.sub(simd.sub(gradient, simd.load(mean_gradient)), slope);
-                    simd.store(simd.mul(centred, simd.load(scale)), &mut out[at]);
+                    store(simd, simd.mul(centred, simd.load(scale)), &mut out[at], past_caches);
                 }
                 at += 1;
             }
         }
+        simd.settle();
     }
 }
