@@ -6,6 +6,7 @@
 //! Prints a line of JSON for each, with medians.
 #![allow(clippy::print_stdout, reason = "the result of a bench")]
 
+use std::collections::HashSet;
 use std::time::Instant;
 
 use clap::Parser;
@@ -71,7 +72,8 @@ fn kinds(network: &str) -> Vec<(i64, i64, i64, i64, i64)> {
         }
         side = after;
     }
-    kinds.dedup();
+    let mut seen = HashSet::new();
+    kinds.retain(|kind| seen.insert(*kind));
     kinds
 }
 

@@ -3,15 +3,10 @@
 //! The intrinsics are unsafe to call outside functions compiled for them. Each value of [`Avx512`] and [`Avx2`]
 //! comes from `detect`, so their instructions are there wherever a `self` is.
 
+use super::aligned::LINE;
 use super::{Kernel, LANES, Simd};
 use half::bf16;
 use std::arch::x86_64::*;
-
-/// A cache line.
-#[repr(align(64))]
-struct Line {
-    _bytes: [u8; 64],
-}
 
 /// AVX-512 F, BW, DQ and VL are there.
 #[derive(Clone, Copy, Debug)]
@@ -90,7 +85,7 @@ impl Simd for Avx512 {
     }
     #[inline(always)]
     fn store_past_caches(self, vector: Self::V, values: &mut [f32; LANES]) {
-        if !values.as_ptr().cast::<Line>().is_aligned() {
+        if values.as_ptr().addr() % LINE != 0 {
             return self.store(vector, values);
         }
         intrinsic!(_mm512_stream_ps(values.as_mut_ptr(), vector))
@@ -178,7 +173,7 @@ impl Simd for Avx2 {
     }
     #[inline(always)]
     fn store_past_caches(self, vector: Self::V, values: &mut [f32; LANES]) {
-        if !values.as_ptr().cast::<Line>().is_aligned() {
+        if values.as_ptr().addr() % LINE != 0 {
             return self.store(vector, values);
         }
         intrinsic!(_mm256_stream_ps(values.as_mut_ptr(), vector[0]));

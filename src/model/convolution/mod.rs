@@ -17,8 +17,8 @@ use tch::{Tensor, no_grad};
 use self::gradient::weight_gradient;
 use self::images::Patches;
 use self::maps::Maps;
-use self::passes::{Cut, Inputs, OutputGradient, Source, Weights, convolve};
-use self::scheme::{Doubled, Halved, Point, Same, Spread};
+use self::passes::{Cut, Inputs, Source, Weights, convolve};
+use self::scheme::{Doubled, Halved, HalvedGradient, Point, Same, SameGradient, Spread};
 use super::autograd::attach;
 use super::channels_last::{ChannelsLast, Fresh, fits, is_plain};
 use crate::simd::{Isa, LANES};
@@ -141,13 +141,13 @@ impl Kind {
         let tiles = |side: usize| y.shape.tiles(side);
         match self {
             Kind::Same => {
-                weight_gradient(isa, Same, Cut(Same, x), OutputGradient(Same, y), tiles(4), out);
+                weight_gradient(isa, Same, Cut(Same, x), Cut(SameGradient, y), tiles(4), out);
             }
             Kind::Halved => {
-                weight_gradient(isa, Halved, Cut(Halved, x), OutputGradient(Halved, y), tiles(4), out);
+                weight_gradient(isa, Halved, Cut(Halved, x), Cut(HalvedGradient, y), tiles(4), out);
             }
             Kind::EverySecondPoint => {
-                weight_gradient(isa, SECOND, Cut(SECOND, x), OutputGradient(POINT, y), tiles(1), out);
+                weight_gradient(isa, SECOND, Cut(SECOND, x), Cut(POINT, y), tiles(1), out);
             }
         }
     }
@@ -178,7 +178,7 @@ fn of_images(isa: Isa, x: ChannelsLast, weights: &Tensor, stride: i64, mut out: 
                 let mut out = Fresh::new([outputs, padded, 1, 1]);
                 let patches = Patches::of(&x, size, stride);
                 let tiles = y.shape.tiles(1);
-                weight_gradient(isa, POINT, patches, OutputGradient(POINT, y), tiles, out.chunks_mut());
+                weight_gradient(isa, POINT, patches, Cut(POINT, y), tiles, out.chunks_mut());
                 let w = out.into_tensor().view([outputs, padded]).narrow(1, 0, numbers);
                 w.reshape([outputs, size, size, inputs]).permute([0, 3, 1, 2])
             })

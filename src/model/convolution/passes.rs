@@ -4,7 +4,7 @@ use std::ops::{Range, RangeInclusive};
 
 use super::maps::{Maps, Place, load_square, store_square};
 use super::product;
-use super::scheme::{Scheme, Transposed, Weighted};
+use super::scheme::{Factored, Scheme, Weighted};
 use super::scratch::Scratch;
 use crate::model::channels_last::{ChannelsLast, Chunk};
 use crate::model::threads::{self, share};
@@ -180,11 +180,11 @@ pub(super) trait Inputs<const P: usize>: Copy + Send + Sync {
     );
 }
 
-/// Maps, cut into the squares that a scheme needs.
+/// Maps, or the gradient of some, cut into the squares whose factors are asked for.
 #[derive(Clone, Copy)]
-pub(super) struct Cut<'a, A, const I: usize, const O: usize>(pub A, pub Source<'a>);
+pub(super) struct Cut<'a, A, const I: usize>(pub A, pub Source<'a>);
 
-impl<A: Scheme<I, P, O>, const I: usize, const P: usize, const O: usize> Inputs<P> for Cut<'_, A, I, O> {
+impl<A: Factored<I, P>, const I: usize, const P: usize> Inputs<P> for Cut<'_, A, I> {
     const NEIGHBOURS: usize = NEIGHBOURS;
 
     fn chunks(self) -> usize {
@@ -212,40 +212,8 @@ impl<A: Scheme<I, P, O>, const I: usize, const P: usize, const O: usize> Inputs<
     }
 }
 
-/// The gradient of a convolution's outputs, cut into the tiles of a scheme: it is multiplied by the inputs' factors in the
-/// gradient of the weights'.
-#[derive(Clone, Copy)]
-pub(super) struct OutputGradient<'a, A, const O: usize>(pub A, pub Source<'a>);
-
-impl<A: Transposed<P, O>, const P: usize, const O: usize> Inputs<P> for OutputGradient<'_, A, O> {
-    const NEIGHBOURS: usize = NEIGHBOURS;
-
-    fn chunks(self) -> usize {
-        self.1.shape.chunks
-    }
-
-    #[inline(always)]
-    fn factors<S: Simd>(
-        self,
-        simd: S,
-        places: impl Iterator<Item = Place>,
-        first: usize,
-        step: usize,
-        out: &mut [Chunk],
-    ) {
-        let OutputGradient(scheme, source) = self;
-        for (tile, place) in places.enumerate() {
-            let corner = [place.down, place.right].map(|along| (along * O) as isize);
-            for (chunk, out) in out.chunks_exact_mut(P * P * step).enumerate() {
-                let square = source.shape.load(simd, source.maps, [place.image, first + chunk], corner);
-                store_square(simd, scheme.output_gradient_tile(simd, &square), &mut out[tile..], step);
-            }
-        }
-    }
-}
-
 /// `out`, of shape `target`, = `inputs` convolved with the weights of `factors`, with zeros around the inputs.
-pub(super) fn convolve<N: Inputs<P>, A: Scheme<I, P, O>, const I: usize, const P: usize, const O: usize>(
+pub(super) fn convolve<N: Inputs<P>, A: Scheme<P, O>, const P: usize, const O: usize>(
     isa: Isa,
     scheme: A,
     inputs: N,
@@ -272,7 +240,7 @@ pub(super) fn convolve<N: Inputs<P>, A: Scheme<I, P, O>, const I: usize, const P
 }
 
 /// A block of rows of tiles.
-struct Convolve<'a, N, A, const I: usize, const P: usize, const O: usize> {
+struct Convolve<'a, N, A, const P: usize, const O: usize> {
     scheme: A,
     inputs: N,
     target: Maps,
@@ -281,9 +249,7 @@ struct Convolve<'a, N, A, const I: usize, const P: usize, const O: usize> {
     out: &'a mut [Chunk],
 }
 
-impl<N: Inputs<P>, A: Scheme<I, P, O>, const I: usize, const P: usize, const O: usize> Kernel
-    for Convolve<'_, N, A, I, P, O>
-{
+impl<N: Inputs<P>, A: Scheme<P, O>, const P: usize, const O: usize> Kernel for Convolve<'_, N, A, P, O> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {

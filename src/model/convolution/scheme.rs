@@ -29,10 +29,8 @@ macro_rules! both_axes {
     }};
 }
 
-/// How a tile of outputs comes from a tile of inputs, along one axis: `INPUTS` of them, `POINTS` products, `OUTPUTS`.
-pub(super) trait Scheme<const INPUTS: usize, const POINTS: usize, const OUTPUTS: usize>:
-    Copy + Send + Sync
-{
+/// What becomes of a tile of maps before it is multiplied, along one axis: `POINTS` factors of `INPUTS` numbers.
+pub(super) trait Factored<const INPUTS: usize, const POINTS: usize>: Copy + Send + Sync {
     /// Inputs from the first of one tile to the first of the next.
     const STEP: usize;
     /// Inputs that a tile needs before the place where it begins.
@@ -40,14 +38,19 @@ pub(super) trait Scheme<const INPUTS: usize, const POINTS: usize, const OUTPUTS:
 
     /// `Bᵀ d`.
     fn input<S: Simd>(self, simd: S, d: [S::V; INPUTS]) -> [S::V; POINTS];
-    /// `Aᵀ m`.
-    fn output<S: Simd>(self, simd: S, m: [S::V; POINTS]) -> [S::V; OUTPUTS];
 
     /// `Bᵀ d B`: the factors of a tile.
     #[inline(always)]
     fn input_tile<S: Simd>(self, simd: S, square: &[[S::V; INPUTS]; INPUTS]) -> [[S::V; POINTS]; POINTS] {
         both_axes!(self.input(simd), square, INPUTS to POINTS)
     }
+}
+
+/// How a tile of `OUTPUTS` comes from `POINTS` products, along one axis.
+pub(super) trait Scheme<const POINTS: usize, const OUTPUTS: usize>: Copy + Send + Sync {
+    /// `Aᵀ m`.
+    fn output<S: Simd>(self, simd: S, m: [S::V; POINTS]) -> [S::V; OUTPUTS];
+
     /// `Aᵀ m A`: a tile's outputs.
     #[inline(always)]
     fn output_tile<S: Simd>(self, simd: S, square: &[[S::V; POINTS]; POINTS]) -> [[S::V; OUTPUTS]; OUTPUTS] {
@@ -78,22 +81,6 @@ pub(super) trait Weighted<const SIZE: usize, const FACTORS: usize>: Copy + Send 
     }
 }
 
-/// The transpose of a [`Scheme`]'s last step, for the gradient of the weights.
-pub(super) trait Transposed<const POINTS: usize, const OUTPUTS: usize>: Copy + Send + Sync {
-    /// `A y`, the transpose of [`output`](Scheme::output).
-    fn output_transposed<S: Simd>(self, simd: S, y: [S::V; OUTPUTS]) -> [S::V; POINTS];
-
-    /// `A y Aᵀ`: the gradients of a tile's products from those of its outputs.
-    #[inline(always)]
-    fn output_gradient_tile<S: Simd>(
-        self,
-        simd: S,
-        square: &[[S::V; OUTPUTS]; OUTPUTS],
-    ) -> [[S::V; POINTS]; POINTS] {
-        both_axes!(self.output_transposed(simd), square, OUTPUTS to POINTS)
-    }
-}
-
 /// `a·x + b`.
 #[inline(always)]
 fn fma<S: Simd>(simd: S, a: f32, x: S::V, b: S::V) -> S::V {
@@ -110,6 +97,6 @@ mod halved;
 mod point;
 mod same;
 
-pub(super) use halved::{Doubled, Halved};
+pub(super) use halved::{Doubled, Halved, HalvedGradient};
 pub(super) use point::{Point, Spread};
-pub(super) use same::Same;
+pub(super) use same::{Same, SameGradient};

@@ -4,7 +4,7 @@
 //! ±3/2 and infinity, with which the error is twice that of adding up products in their order. Nine products in all
 //! instead of twelve, 81 instead of 144 for a square. The four that share the middle weight share its factor.
 
-use super::{Scheme, Transposed, Weighted, fma, scaled};
+use super::{Factored, Scheme, Weighted, fma, scaled};
 use crate::simd::Simd;
 
 const A: f32 = 0.5;
@@ -48,7 +48,7 @@ fn output<S: Simd>(s: S, m: [S::V; 5]) -> [S::V; 4] {
 #[derive(Clone, Copy)]
 pub(in super::super) struct Halved;
 
-impl Scheme<9, 9, 4> for Halved {
+impl Factored<9, 9> for Halved {
     const STEP: usize = 8;
     const BEFORE: usize = 1;
 
@@ -57,7 +57,9 @@ impl Scheme<9, 9, 4> for Halved {
         let [a, b, c, e, f] = input(s, [d[0], d[2], d[4], d[6], d[8]]);
         [a, b, c, e, f, d[1], d[3], d[5], d[7]]
     }
+}
 
+impl Scheme<9, 4> for Halved {
     #[inline(always)]
     fn output<S: Simd>(self, s: S, m: [S::V; 9]) -> [S::V; 4] {
         let outer = output(s, [m[0], m[1], m[2], m[3], m[4]]);
@@ -92,9 +94,17 @@ impl Weighted<3, 6> for Halved {
     }
 }
 
-impl Transposed<9, 4> for Halved {
+/// The gradient of [`Halved`]'s outputs, whose factors are multiplied by the inputs' in the gradient of the weights': the transpose
+/// of its [`output`](Scheme::output).
+#[derive(Clone, Copy)]
+pub(in super::super) struct HalvedGradient;
+
+impl Factored<4, 9> for HalvedGradient {
+    const STEP: usize = 4;
+    const BEFORE: usize = 0;
+
     #[inline(always)]
-    fn output_transposed<S: Simd>(self, s: S, y: [S::V; 4]) -> [S::V; 9] {
+    fn input<S: Simd>(self, s: S, y: [S::V; 4]) -> [S::V; 9] {
         let even_a = fma(s, A2, y[2], y[0]);
         let odd_a = fma(s, A2, y[3], y[1]);
         let even_b = fma(s, B2, y[2], y[0]);
@@ -117,7 +127,7 @@ impl Transposed<9, 4> for Halved {
 #[derive(Clone, Copy)]
 pub(in super::super) struct Doubled;
 
-impl Scheme<5, 9, 8> for Doubled {
+impl Factored<5, 9> for Doubled {
     const STEP: usize = 4;
     const BEFORE: usize = 0;
 
@@ -126,7 +136,9 @@ impl Scheme<5, 9, 8> for Doubled {
         let [a, b, c, e, f] = input(s, d);
         [a, b, c, e, f, d[0], d[1], d[2], d[3]]
     }
+}
 
+impl Scheme<9, 8> for Doubled {
     #[inline(always)]
     fn output<S: Simd>(self, s: S, m: [S::V; 9]) -> [S::V; 8] {
         let outer = output(s, [m[0], m[1], m[2], m[3], m[4]]);

@@ -3,7 +3,7 @@
 //! Its points are 0, ±3/4, ±3/2 and infinity. With these the error is twice that of adding up products in their order, with
 //! Lavin and Gray's points (0, ±1, ±2) four times; and their squares and products are exact in binary.
 
-use super::{Scheme, Transposed, Weighted, fma, scaled};
+use super::{Factored, Scheme, Weighted, fma, scaled};
 use crate::simd::Simd;
 
 const A: f32 = 0.75;
@@ -19,7 +19,7 @@ const NB: f32 = 2.0 * B2 * (B2 - A2);
 #[derive(Clone, Copy)]
 pub(in super::super) struct Same;
 
-impl Scheme<6, 6, 4> for Same {
+impl Factored<6, 6> for Same {
     const STEP: usize = 4;
     const BEFORE: usize = 1;
 
@@ -38,7 +38,9 @@ impl Scheme<6, 6, 4> for Same {
             fma(s, N0, d[1], fma(s, -(A2 + B2), d[3], d[5])),
         ]
     }
+}
 
+impl Scheme<6, 4> for Same {
     #[inline(always)]
     fn output<S: Simd>(self, s: S, m: [S::V; 6]) -> [S::V; 4] {
         let (sum_a, difference_a) = (s.add(m[1], m[2]), s.sub(m[1], m[2]));
@@ -79,9 +81,17 @@ impl Weighted<3, 6> for Same {
     }
 }
 
-impl Transposed<6, 4> for Same {
+/// The gradient of [`Same`]'s outputs, whose factors are multiplied by the inputs' in the gradient of the weights': the transpose
+/// of its [`output`](Scheme::output).
+#[derive(Clone, Copy)]
+pub(in super::super) struct SameGradient;
+
+impl Factored<4, 6> for SameGradient {
+    const STEP: usize = 4;
+    const BEFORE: usize = 0;
+
     #[inline(always)]
-    fn output_transposed<S: Simd>(self, s: S, y: [S::V; 4]) -> [S::V; 6] {
+    fn input<S: Simd>(self, s: S, y: [S::V; 4]) -> [S::V; 6] {
         let even_a = fma(s, A2, y[2], y[0]);
         let odd_a = fma(s, A2, y[3], y[1]);
         let even_b = fma(s, B2, y[2], y[0]);
