@@ -85,7 +85,7 @@ impl Simd for Avx512 {
     }
     #[inline(always)]
     fn store_past_caches(self, vector: Self::V, values: &mut [f32; LANES]) {
-        if values.as_ptr().addr() % LINE != 0 {
+        if !values.as_ptr().addr().is_multiple_of(LINE) {
             return self.store(vector, values);
         }
         intrinsic!(_mm512_stream_ps(values.as_mut_ptr(), vector))
@@ -173,7 +173,7 @@ impl Simd for Avx2 {
     }
     #[inline(always)]
     fn store_past_caches(self, vector: Self::V, values: &mut [f32; LANES]) {
-        if values.as_ptr().addr() % LINE != 0 {
+        if !values.as_ptr().addr().is_multiple_of(LINE) {
             return self.store(vector, values);
         }
         intrinsic!(_mm256_stream_ps(values.as_mut_ptr(), vector[0]));
