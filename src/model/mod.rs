@@ -16,7 +16,7 @@ pub mod cuda;
 pub mod device;
 pub mod encoder;
 mod init;
-mod norm;
+pub mod norm;
 pub mod parameters;
 pub mod precision;
 mod resnet;

@@ -56,6 +56,8 @@ pub(crate) trait Simd: Copy + Send + Sync {
     fn select_greater(self, x: Self::V, y: Self::V, a: Self::V, b: Self::V) -> Self::V;
     /// Bit `i` says whether `a[i] > b[i]`.
     fn greater(self, a: Self::V, b: Self::V) -> u32;
+    /// `a[i]` where bit `i` is set, otherwise zero.
+    fn keep(self, a: Self::V, bits: u32) -> Self::V;
     /// The sum of all lanes.
     fn sum(self, a: Self::V) -> f32;
     /// The largest lane.
@@ -191,14 +193,16 @@ mod tests {
 
     struct Ops([f32; LANES], [f32; LANES]);
     impl Kernel for Ops {
-        type Output = (u32, f32, f32, [f32; LANES], [f32; LANES]);
+        type Output = (u32, f32, f32, [[f32; LANES]; 3]);
         #[inline(always)]
         fn run<S: Simd>(self, s: S) -> Self::Output {
             let (a, b) = (s.load(&self.0), s.load(&self.1));
-            let (mut max, mut select) = ([0.0; LANES], [0.0; LANES]);
-            s.store(s.max(a, b), &mut max);
-            s.store(s.select_greater(a, b, s.splat(1.0), s.splat(2.0)), &mut select);
-            (s.greater(a, b), s.sum(a), s.largest(b), max, select)
+            let mut vectors = [[0.0; LANES]; 3];
+            let [max, select, kept] = &mut vectors;
+            s.store(s.max(a, b), max);
+            s.store(s.select_greater(a, b, s.splat(1.0), s.splat(2.0)), select);
+            s.store(s.keep(a, s.greater(a, b)), kept);
+            (s.greater(a, b), s.sum(a), s.largest(b), vectors)
         }
     }
 
@@ -207,19 +211,20 @@ mod tests {
         let a: [f32; LANES] = std::array::from_fn(|i| (i as f32 * 7.0) % 5.0);
         let mut b: [f32; LANES] = std::array::from_fn(|i| (i as f32 * 3.0) % 4.0);
         for isa in Isa::available() {
-            let (mask, sum, largest, max, select) = isa.run(Ops(a, b));
+            let (mask, sum, largest, [max, select, kept]) = isa.run(Ops(a, b));
             for i in 0..LANES {
                 assert_eq!(mask >> i & 1 == 1, a[i] > b[i], "{isa:?}");
                 assert_eq!(max[i], a[i].max(b[i]), "{isa:?}");
                 assert_eq!(select[i], if a[i] > b[i] { 1.0 } else { 2.0 }, "{isa:?}");
+                assert_eq!(kept[i], if a[i] > b[i] { a[i] } else { 0.0 }, "{isa:?}");
             }
             assert_eq!(sum, a.iter().sum::<f32>(), "{isa:?}");
             assert_eq!(largest, 3.0, "{isa:?}");
         }
         b[3] = f32::NAN;
         for isa in Isa::available() {
-            assert!(isa.run(Ops(a, b)).3[3].is_nan(), "{isa:?}: the second operand wins");
-            assert_eq!(isa.run(Ops(b, a)).3[3], a[3], "{isa:?}: the second operand wins");
+            assert!(isa.run(Ops(a, b)).3[0][3].is_nan(), "{isa:?}: the second operand wins");
+            assert_eq!(isa.run(Ops(b, a)).3[0][3], a[3], "{isa:?}: the second operand wins");
         }
     }
 

@@ -86,6 +86,10 @@ impl Simd for Portable {
         mask
     }
     #[inline(always)]
+    fn keep(self, a: Self::V, bits: u32) -> Self::V {
+        std::array::from_fn(|i| if bits >> i & 1 == 1 { a[i] } else { 0.0 })
+    }
+    #[inline(always)]
     fn sum(self, a: Self::V) -> f32 {
         let mut a = a;
         for half in [8, 4, 2, 1] {

@@ -135,6 +135,10 @@ impl Simd for Avx512 {
         u32::from(intrinsic!(_mm512_cmp_ps_mask::<_CMP_GT_OQ>(a, b)))
     }
     #[inline(always)]
+    fn keep(self, a: Self::V, bits: u32) -> Self::V {
+        intrinsic!(_mm512_maskz_mov_ps(bits as u16, a))
+    }
+    #[inline(always)]
     fn sum(self, a: Self::V) -> f32 {
         intrinsic!(_mm512_reduce_add_ps(a))
     }
@@ -232,6 +236,18 @@ impl Simd for Avx2 {
     fn greater(self, a: Self::V, b: Self::V) -> u32 {
         let half = |a, b| intrinsic!(_mm256_movemask_ps(_mm256_cmp_ps::<_CMP_GT_OQ>(a, b))) as u32;
         half(a[0], b[0]) | half(a[1], b[1]) << 8
+    }
+    #[inline(always)]
+    fn keep(self, a: Self::V, bits: u32) -> Self::V {
+        intrinsic!({
+            let all = _mm256_set1_epi32(bits as i32);
+            let half = |a, bit_of_lane| {
+                let kept = _mm256_cmpeq_epi32(_mm256_and_si256(all, bit_of_lane), bit_of_lane);
+                _mm256_and_ps(a, _mm256_castsi256_ps(kept))
+            };
+            let low = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+            [half(a[0], low), half(a[1], _mm256_slli_epi32::<8>(low))]
+        })
     }
     #[inline(always)]
     fn sum(self, a: Self::V) -> f32 {

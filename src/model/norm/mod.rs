@@ -11,7 +11,7 @@ use super::autograd::attach;
 use super::channels_last::{ChannelsLast, Chunk, Fresh, fits};
 use super::threads::share;
 use crate::simd::{Isa, LANES};
-use passes::{Affine, Apply, BlockGradients, BlockMoments, Gradients, Slope};
+use passes::{Affine, Apply, BlockGradients, BlockMoments, Gradients, Passed, Slope};
 
 /// Chunks of one block of pixels, 64 KiB: what is read twice is still in the cache the second time.
 const BLOCK: usize = 1024;
@@ -27,7 +27,7 @@ fn pixels_of_block(chunks: usize) -> usize {
 
 /// What a network does with normalised maps.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Then<'a> {
+pub enum Then<'a> {
     /// Nothing.
     Stop,
     /// `max(0, ·)`.
@@ -52,10 +52,14 @@ impl<'a> Then<'a> {
 
 /// Parameters of a BatchNorm, `[C]` each.
 #[derive(Clone, Copy)]
-pub(super) struct Norm<'a> {
+pub struct Norm<'a> {
+    /// γ, by which normalised values are multiplied.
     pub weight: &'a Tensor,
+    /// β, added then.
     pub bias: &'a Tensor,
+    /// What [`evaluate`] normalises with, moved by [`train`].
     pub running_mean: &'a Tensor,
+    /// As `running_mean`; unbiased.
     pub running_var: &'a Tensor,
     /// Weight of the newest batch in the running statistics.
     pub momentum: f64,
@@ -64,13 +68,13 @@ pub(super) struct Norm<'a> {
 }
 
 /// Whether [`train`] and [`evaluate`] take these maps `[B, C, H, W]`.
-pub(super) fn takes(maps: &Tensor) -> bool {
+pub fn takes(maps: &Tensor) -> bool {
     fits(maps)
 }
 
 /// `maps` `[B, C, H, W]` normalised by their own statistics, which move the running ones (the variance unbiased), and
 /// `then`: as PyTorch's `batch_norm`, `add` and `relu` in training. Part of libtorch's graph.
-pub(super) fn train(maps: &Tensor, norm: Norm, then: Then) -> Tensor {
+pub fn train(maps: &Tensor, norm: Norm, then: Then) -> Tensor {
     train_with(Isa::best(), maps, norm, then)
 }
 
@@ -78,14 +82,13 @@ fn train_with(isa: Isa, maps: &Tensor, norm: Norm, then: Then) -> Tensor {
     let (x, parameters) = no_grad(|| (ChannelsLast::of(maps), [norm.weight, norm.bias].map(numbers)));
     let statistics = Statistics::of(isa, &x, norm.epsilon);
     no_grad(|| statistics.move_running(norm, x.chunks().len() / x.chunks_per_pixel()));
-    let out = no_grad(|| statistics.apply(isa, &x, &parameters, then));
-    // Its signs are those of what the ReLU let through.
-    let passed = then.relu().then(|| ChannelsLast::of(&out));
+    let mut passed = then.relu().then(|| vec![0; x.chunks().len()]);
+    let out = no_grad(|| statistics.apply(isa, &x, &parameters, then, passed.as_deref_mut()));
     let [weight, _] = parameters;
     let gradients = move |gradient: &Tensor, wanted: [bool; 2]| {
         no_grad(|| {
             let gradient = ChannelsLast::of(gradient);
-            let sums = statistics.gradient_sums(isa, &x, &gradient, passed.as_ref());
+            let sums = statistics.gradient_sums(isa, &x, &gradient, passed.as_deref());
             let of_maps = wanted[0].then(|| Fresh::new(x.size));
             let of_residual = wanted[1].then(|| Fresh::new(x.size));
             let [maps, residual] = statistics.gradients(
@@ -93,7 +96,7 @@ fn train_with(isa: Isa, maps: &Tensor, norm: Norm, then: Then) -> Tensor {
                 &x,
                 &weight,
                 &gradient,
-                passed.as_ref(),
+                passed.as_deref(),
                 &sums,
                 [of_maps, of_residual],
             );
@@ -114,10 +117,10 @@ fn train_with(isa: Isa, maps: &Tensor, norm: Norm, then: Then) -> Tensor {
 }
 
 /// As [`train`], normalised by the running statistics instead, which stay as they are: without a graph.
-pub(super) fn evaluate(maps: &Tensor, norm: Norm, then: Then) -> Tensor {
+pub fn evaluate(maps: &Tensor, norm: Norm, then: Then) -> Tensor {
     no_grad(|| {
         let parameters = [norm.weight, norm.bias].map(numbers);
-        Statistics::running(norm).apply(Isa::best(), &ChannelsLast::of(maps), &parameters, then)
+        Statistics::running(norm).apply(Isa::best(), &ChannelsLast::of(maps), &parameters, then, None)
     })
 }
 
@@ -184,8 +187,15 @@ impl Statistics {
         }
     }
 
-    /// `maps` normalised, and `then`.
-    fn apply(&self, isa: Isa, maps: &ChannelsLast, [weight, bias]: &[Vec<Chunk>; 2], then: Then) -> Tensor {
+    /// `maps` normalised, and `then`; what it let through goes to `passed`.
+    fn apply(
+        &self,
+        isa: Isa,
+        maps: &ChannelsLast,
+        [weight, bias]: &[Vec<Chunk>; 2],
+        then: Then,
+        passed: Option<&mut [Passed]>,
+    ) -> Tensor {
         let each = pixels_of_block(weight.len()) * weight.len();
         let affine: Vec<Affine> = (0..weight.len())
             .map(|chunk| Affine {
@@ -198,10 +208,12 @@ impl Statistics {
         let residual = residual.as_ref().map(ChannelsLast::chunks);
         let (relu, past_caches) = (then.relu(), maps.chunks().len() > CACHED);
         let mut out = Fresh::new(maps.size);
+        let mut passed = passed.map(|passed| passed.chunks_mut(each));
         let blocks = maps.chunks().chunks(each).zip(out.chunks_mut().chunks_mut(each)).enumerate();
-        share(blocks, |(index, (maps, out))| {
+        let blocks = blocks.map(|block| (block, passed.as_mut().and_then(Iterator::next)));
+        share(blocks, |((index, (maps, out)), passed)| {
             let residual = residual.map(|residual| &residual[index * each..][..maps.len()]);
-            isa.run(Apply { affine: &affine, maps, residual, relu, past_caches, out });
+            isa.run(Apply { affine: &affine, maps, residual, relu, passed, past_caches, out });
         });
         out.into_tensor()
     }
@@ -213,10 +225,9 @@ impl Statistics {
         isa: Isa,
         maps: &ChannelsLast,
         gradient: &ChannelsLast,
-        passed: Option<&ChannelsLast>,
+        passed: Option<&[Passed]>,
     ) -> [Vec<Chunk>; 2] {
-        let (chunks, maps, passed) =
-            (maps.chunks_per_pixel(), maps.chunks(), passed.map(ChannelsLast::chunks));
+        let (chunks, maps) = (maps.chunks_per_pixel(), maps.chunks());
         let blocks = sums_of_blocks(chunks, gradient.chunks(), |gradient, first, out| {
             let part = first..first + gradient.len();
             let (maps, passed) = (&maps[part.clone()], passed.map(|passed| &passed[part.clone()]));
@@ -233,7 +244,7 @@ impl Statistics {
         maps: &ChannelsLast,
         weight: &[Chunk],
         gradient: &ChannelsLast,
-        passed: Option<&ChannelsLast>,
+        passed: Option<&[Passed]>,
         sums: &[Vec<Chunk>; 2],
         mut out: [Option<Fresh>; 2],
     ) -> [Option<Tensor>; 2] {
@@ -249,7 +260,7 @@ impl Statistics {
                 slope: product(&product(&sums[1][chunk], &each_pixel), &self.inverse[chunk]),
             })
             .collect();
-        let (maps, gradient, passed) = (maps.chunks(), gradient.chunks(), passed.map(ChannelsLast::chunks));
+        let (maps, gradient) = (maps.chunks(), gradient.chunks());
         let past_caches = maps.len() > CACHED;
         let [of_maps, of_residual] = &mut out;
         let mut of_maps = of_maps.as_mut().map(|out| out.chunks_mut().chunks_mut(each));

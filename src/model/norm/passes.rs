@@ -5,6 +5,10 @@ use super::Statistics;
 use crate::model::channels_last::Chunk;
 use crate::simd::{Kernel, Simd};
 
+/// Bit `i` says whether the ReLU let value `i` of a chunk through. A thirty-second of the maps themselves: the passes backward read that
+/// much less.
+pub(super) type Passed = u16;
+
 /// Mean and sum of squared distances from it, of a block's values.
 pub(super) struct BlockMoments<'a> {
     pub chunks: usize,
@@ -52,6 +56,8 @@ pub(super) struct Apply<'a> {
     pub maps: &'a [Chunk],
     pub residual: Option<&'a [Chunk]>,
     pub relu: bool,
+    /// Where it is written down which values are positive.
+    pub passed: Option<&'a mut [Passed]>,
     /// Whether `out` is left out of the caches.
     pub past_caches: bool,
     pub out: &'a mut [Chunk],
@@ -61,7 +67,7 @@ impl Kernel for Apply<'_> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let Apply { affine, maps, residual, relu, past_caches, out } = self;
+        let Apply { affine, maps, residual, relu, mut passed, past_caches, out } = self;
         let zero = simd.splat(0.0);
         let mut at = 0;
         while at < maps.len() {
@@ -76,6 +82,9 @@ impl Kernel for Apply<'_> {
                     // What is no number stays none: the second operand wins.
                     value = simd.max(zero, value);
                 }
+                if let Some(passed) = &mut passed {
+                    passed[at] = simd.greater(value, zero) as Passed;
+                }
                 store(simd, value, &mut out[at], past_caches);
                 at += 1;
             }
@@ -89,13 +98,12 @@ fn store<S: Simd>(simd: S, value: S::V, out: &mut Chunk, past_caches: bool) {
     if past_caches { simd.store_past_caches(value, out) } else { simd.store(value, out) }
 }
 
-/// `gradient` where `passed` is positive; all of it where there was nothing to pass.
+/// `gradient` where the value `passed`; all of it where there was nothing to pass.
 #[inline(always)]
-fn let_through<S: Simd>(simd: S, gradient: &Chunk, passed: Option<&Chunk>) -> S::V {
+fn let_through<S: Simd>(simd: S, gradient: &Chunk, passed: Option<Passed>) -> S::V {
     let gradient = simd.load(gradient);
-    let zero = simd.splat(0.0);
     match passed {
-        Some(passed) => simd.select_greater(simd.load(passed), zero, gradient, zero),
+        Some(passed) => simd.keep(gradient, passed.into()),
         None => gradient,
     }
 }
@@ -105,7 +113,7 @@ pub(super) struct BlockGradients<'a> {
     pub statistics: &'a Statistics,
     pub maps: &'a [Chunk],
     pub gradient: &'a [Chunk],
-    pub passed: Option<&'a [Chunk]>,
+    pub passed: Option<&'a [Passed]>,
     pub out: &'a mut [Chunk],
 }
 
@@ -119,7 +127,7 @@ impl Kernel for BlockGradients<'_> {
         while at < maps.len() {
             for ((mean, sum), product) in statistics.mean.iter().zip(sums.iter_mut()).zip(products.iter_mut())
             {
-                let gradient = let_through(simd, &gradient[at], passed.map(|passed| &passed[at]));
+                let gradient = let_through(simd, &gradient[at], passed.map(|passed| passed[at]));
                 let distance = simd.sub(simd.load(&maps[at]), simd.load(mean));
                 simd.store(simd.add(simd.load(sum), gradient), sum);
                 simd.store(simd.mul_add(distance, gradient, simd.load(product)), product);
@@ -146,7 +154,7 @@ pub(super) struct Gradients<'a> {
     pub slopes: &'a [Slope],
     pub maps: &'a [Chunk],
     pub gradient: &'a [Chunk],
-    pub passed: Option<&'a [Chunk]>,
+    pub passed: Option<&'a [Passed]>,
     /// Whether `out` is left out of the caches.
     pub past_caches: bool,
     pub out: [Option<&'a mut [Chunk]>; 2],
@@ -161,7 +169,7 @@ impl Kernel for Gradients<'_> {
         let mut at = 0;
         while at < maps.len() {
             for Slope { mean, scale, mean_gradient, slope } in slopes {
-                let gradient = let_through(simd, &gradient[at], passed.map(|passed| &passed[at]));
+                let gradient = let_through(simd, &gradient[at], passed.map(|passed| passed[at]));
                 if let Some(out) = &mut of_residual {
                     store(simd, gradient, &mut out[at], past_caches);
                 }
