@@ -96,7 +96,11 @@ fn tiles_of_rows<S: Simd, const FROM: usize, const ROWS: usize>(
     right: &[Chunk],
     out: &mut [Chunk; LANES],
 ) {
-    let mut sums: [S::V; ROWS] = std::array::from_fn(|row| simd.load(&out[FROM + row]));
+    // Not by `from_fn`, whose closure may become a function of its own, without the instructions.
+    let mut sums = [simd.splat(0.0); ROWS];
+    for row in 0..ROWS {
+        sums[row] = simd.load(&out[FROM + row]);
+    }
     for (left, right) in left.iter().zip(right) {
         let right = simd.load(right);
         for row in 0..ROWS {

@@ -20,9 +20,15 @@ const BLOCK: usize = 1024;
 /// saves reading first what is written over.
 const CACHED: usize = (24 << 20) / size_of::<Chunk>();
 
+/// Pixels of a block, at least: its sums must be small beside it.
+const PIXELS: usize = 32;
+
+/// Parts in which maps are summed, at most: enough for the threads of a large machine.
+const PARTS: usize = 64;
+
 /// Pixels of a block, `chunks` each: their values are summed in single precision, blocks in double.
 fn pixels_of_block(chunks: usize) -> usize {
-    (BLOCK / chunks).max(1)
+    (BLOCK / chunks).max(PIXELS)
 }
 
 /// What a network does with normalised maps.
@@ -142,23 +148,22 @@ struct Statistics {
 impl Statistics {
     fn of(isa: Isa, maps: &ChannelsLast, epsilon: f64) -> Self {
         let (chunks, values) = (maps.chunks_per_pixel(), maps.chunks());
-        let blocks =
-            sums_of_blocks(chunks, values, |values, _, out| isa.run(BlockMoments { chunks, values, out }));
-        let pixels = values.len() / chunks;
-        let block = pixels_of_block(chunks);
-        let sizes = || (0..pixels).step_by(block).map(|first| block.min(pixels - first) as f64);
-        // Chan, Golub and LeVeque's way to join the moments of parts.
-        let means = in_double(&blocks, chunks, 0, sizes().map(|size| size / pixels as f64));
-        let mut squares = in_double(&blocks, chunks, 1, sizes().map(|_| 1.0));
-        for (block, size) in blocks.chunks_exact(2 * chunks).zip(sizes()) {
-            let means_of_block = block[..chunks].as_flattened();
-            for ((square, of_block), mean) in squares.iter_mut().zip(means_of_block).zip(&means) {
-                *square += size * (f64::from(*of_block) - mean).powi(2);
-            }
-        }
-        let variance = squares.iter().map(|square| square / pixels as f64);
+        let origin = &values[..chunks];
+        let of_block = |values: &[Chunk], _, out: &mut [Chunk]| isa.run(BlockMoments { origin, values, out });
+        // Distances and their squares are added up: double precision has digits enough for the difference below.
+        let [sums, squares] = sums(chunks, values, of_block, |pixels, mean, squared_distances| {
+            [pixels * mean, squared_distances + pixels * mean * mean]
+        });
+        let pixels = (values.len() / chunks) as f64;
+        let variance = squares.iter().zip(&sums).map(|(squares, sum)| {
+            let variance = squares / pixels - (sum / pixels).powi(2);
+            // What is no number stays none.
+            if variance < 0.0 { 0.0 } else { variance }
+        });
+        let means =
+            origin.as_flattened().iter().zip(&sums).map(|(first, sum)| f64::from(*first) + sum / pixels);
         Statistics {
-            mean: in_single(means.iter().copied()),
+            mean: in_single(means),
             inverse: in_single(variance.clone().map(|variance| 1.0 / (variance + epsilon).sqrt())),
             variance: in_single(variance),
         }
@@ -228,12 +233,13 @@ impl Statistics {
         passed: Option<&[Passed]>,
     ) -> [Vec<Chunk>; 2] {
         let (chunks, maps) = (maps.chunks_per_pixel(), maps.chunks());
-        let blocks = sums_of_blocks(chunks, gradient.chunks(), |gradient, first, out| {
+        let of_block = |gradient: &[Chunk], first, out: &mut [Chunk]| {
             let part = first..first + gradient.len();
             let (maps, passed) = (&maps[part.clone()], passed.map(|passed| &passed[part.clone()]));
             isa.run(BlockGradients { statistics: self, maps, gradient, passed, out });
-        });
-        [0, 1].map(|which| in_single(in_double(&blocks, chunks, which, std::iter::repeat(1.0)).into_iter()))
+        };
+        sums(chunks, gradient.chunks(), of_block, |_, sum, products| [sum, products])
+            .map(|sums| in_single(sums.into_iter()))
     }
 
     /// The gradients of the maps and of what was added to them, in the memory that is there for them.
@@ -283,29 +289,42 @@ fn product(a: &Chunk, b: &Chunk) -> Chunk {
     std::array::from_fn(|lane| a[lane] * b[lane])
 }
 
-/// Two chunks for every chunk of channels, of each block of pixels, as `of_block(values, where they begin, out)` finds them.
-fn sums_of_blocks(
+/// Two sums for every channel: of what `joined(pixels of a block, first, second)` makes of the two numbers that
+/// `of_block(values, where they begin, out)` finds in a block, in two chunks of zeros for every chunk of channels.
+fn sums(
     chunks: usize,
     values: &[Chunk],
     of_block: impl Fn(&[Chunk], usize, &mut [Chunk]) + Sync,
-) -> Vec<Chunk> {
-    let each = pixels_of_block(chunks) * chunks;
-    let mut sums = vec![[0.0; LANES]; values.len().div_ceil(each) * 2 * chunks];
-    let blocks = values.chunks(each).zip(sums.chunks_exact_mut(2 * chunks)).enumerate();
-    share(blocks, |(index, (values, out))| of_block(values, index * each, out));
-    sums
-}
-
-/// The first or second of the numbers of [`sums_of_blocks`], summed over blocks with `weights`.
-fn in_double(blocks: &[Chunk], chunks: usize, which: usize, weights: impl Iterator<Item = f64>) -> Vec<f64> {
-    let mut sums = vec![0.0; chunks * LANES];
-    for (block, weight) in blocks.chunks_exact(2 * chunks).zip(weights) {
-        let values = block[which * chunks..][..chunks].as_flattened();
-        for (sum, value) in sums.iter_mut().zip(values) {
-            *sum += weight * f64::from(*value);
+    joined: impl Fn(f64, f64, f64) -> [f64; 2] + Sync,
+) -> [Vec<f64>; 2] {
+    let (channels, block) = (chunks * LANES, pixels_of_block(chunks) * chunks);
+    let part = values.len().div_ceil(block).div_ceil(PARTS) * block;
+    let mut parts = vec![[0.0; 2]; values.len().div_ceil(part) * channels];
+    share(
+        values.chunks(part).zip(parts.chunks_exact_mut(channels)).enumerate(),
+        |(index, (values, sums))| {
+            let mut out = vec![[0.0; LANES]; 2 * chunks];
+            for (number, values) in values.chunks(block).enumerate() {
+                out.fill([0.0; LANES]);
+                of_block(values, index * part + number * block, &mut out);
+                let pixels = (values.len() / chunks) as f64;
+                let (first, second) = out.as_flattened().split_at(channels);
+                for ((sums, first), second) in sums.iter_mut().zip(first).zip(second) {
+                    let [first, second] = joined(pixels, (*first).into(), (*second).into());
+                    sums[0] += first;
+                    sums[1] += second;
+                }
+            }
+        },
+    );
+    let mut sums = vec![[0.0; 2]; channels];
+    for part in parts.chunks_exact(channels) {
+        for (sums, of_part) in sums.iter_mut().zip(part) {
+            sums[0] += of_part[0];
+            sums[1] += of_part[1];
         }
     }
-    sums
+    [0, 1].map(|which| sums.iter().map(|sums| sums[which]).collect())
 }
 
 /// Rounded, sixteen at a time.

@@ -9,10 +9,12 @@ use crate::simd::{Kernel, Simd};
 /// much less.
 pub(super) type Passed = u16;
 
-/// Mean and sum of squared distances from it, of a block's values.
+/// Of a block's values: the mean of their distances from `origin`, and the sum of squared distances from their mean.
 pub(super) struct BlockMoments<'a> {
-    pub chunks: usize,
+    /// A pixel: a mean far from zero costs no digits.
+    pub origin: &'a [Chunk],
     pub values: &'a [Chunk],
+    /// Zeros.
     pub out: &'a mut [Chunk],
 }
 
@@ -20,22 +22,22 @@ impl Kernel for BlockMoments<'_> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let (means, squares) = self.out.split_at_mut(self.chunks);
-        // Distances from the first pixel are summed: a mean far from zero costs no digits.
-        let first = &self.values[..self.chunks];
-        let share = simd.splat(self.chunks as f32 / self.values.len() as f32);
-        for pixel in self.values.chunks_exact(self.chunks) {
-            for ((value, first), sum) in pixel.iter().zip(first).zip(means.iter_mut()) {
-                let distance = simd.sub(simd.load(value), simd.load(first));
-                simd.store(simd.add(simd.load(sum), distance), sum);
+        let BlockMoments { origin, values, out } = self;
+        let (means, squares) = out.split_at_mut(origin.len());
+        for pixel in values.chunks_exact(origin.len()) {
+            for ((value, origin), sum) in pixel.iter().zip(origin).zip(means.iter_mut()) {
+                simd.store(simd.add(simd.load(sum), simd.sub(simd.load(value), simd.load(origin))), sum);
             }
         }
-        for (first, mean) in first.iter().zip(means.iter_mut()) {
-            simd.store(simd.mul_add(simd.load(mean), share, simd.load(first)), mean);
+        let share = simd.splat(origin.len() as f32 / values.len() as f32);
+        for mean in means.iter_mut() {
+            simd.store(simd.mul(simd.load(mean), share), mean);
         }
-        for pixel in self.values.chunks_exact(self.chunks) {
-            for ((value, mean), square) in pixel.iter().zip(means.iter()).zip(squares.iter_mut()) {
-                let distance = simd.sub(simd.load(value), simd.load(mean));
+        for pixel in values.chunks_exact(origin.len()) {
+            for (((value, origin), mean), square) in
+                pixel.iter().zip(origin).zip(&*means).zip(squares.iter_mut())
+            {
+                let distance = simd.sub(simd.sub(simd.load(value), simd.load(origin)), simd.load(mean));
                 simd.store(simd.mul_add(distance, distance, simd.load(square)), square);
             }
         }
@@ -114,6 +116,7 @@ pub(super) struct BlockGradients<'a> {
     pub maps: &'a [Chunk],
     pub gradient: &'a [Chunk],
     pub passed: Option<&'a [Passed]>,
+    /// Zeros.
     pub out: &'a mut [Chunk],
 }
 

@@ -61,9 +61,14 @@ fn by_libtorch(training: bool, maps: &Tensor, norm: Norm, then: Then) -> Tensor 
 
 #[test]
 fn outputs_gradients_and_running_statistics_equal_libtorchs_in_double_precision_on_every_path() {
-    // Less than a block, blocks and a rest, rows of one pixel; a mean far from zero.
-    let cases =
-        [([2, 16, 3, 5], 0.0), ([5, 48, 13, 11], 0.3), ([2, 32, 1, 5], -1.0), ([3, 16, 20, 20], 500.0)];
+    // Less than a block, blocks and a rest, rows of one pixel; a mean far from zero; more blocks than parts.
+    let cases = [
+        ([2, 16, 3, 5], 0.0),
+        ([5, 48, 13, 11], 0.3),
+        ([2, 32, 1, 5], -1.0),
+        ([3, 16, 20, 20], 500.0),
+        ([1, 16, 257, 263], 0.2),
+    ];
     for (size, mean) in cases {
         for (add, relu) in [(false, false), (false, true), (true, true)] {
             let exact =
