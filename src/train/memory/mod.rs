@@ -56,11 +56,12 @@ impl Estimate {
             Precision::Fp32 => 4,
             Precision::Bf16 => 2,
         };
-        let (mut all, mut largest, mut kernels) = (0, 0, 0);
+        let (mut all, mut largest, mut kernels, mut signs) = (0, 0, 0, 0);
         for layer in shape.layers(i64::from(config.image_size)) {
             // bf16 is libtorch's.
             if value == 4 {
                 kernels = kernels.max(layer.working_bytes() as u64);
+                signs += (layer.n_maps() as u64).div_ceil(8);
             }
             all += layer.n_maps() as u64;
             largest = largest.max(layer.n_maps() as u64);
@@ -84,7 +85,9 @@ impl Estimate {
             bank,
             weights: if_host(2 * weights),
             step: if_host(
-                weights + kernels + batch * ((KEPT_MAPS * all + PASSING_MAPS * largest) * value + input),
+                weights
+                    + kernels
+                    + batch * ((KEPT_MAPS * all + PASSING_MAPS * largest) * value + signs + input),
             ),
             evaluation: if evaluates { if_host(evaluation) } else { 0 },
             checkpoint: 2 * weights + copied_rows,
