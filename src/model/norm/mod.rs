@@ -20,7 +20,7 @@ const BLOCK: usize = 1024;
 /// saves reading first what is written over.
 const CACHED: usize = (24 << 20) / size_of::<Chunk>();
 
-/// Pixels of a block, at least: its sums must be small beside it.
+/// Pixels of a block, at least: its sums must be small beside it. With 2,048 channels they make 256 KiB.
 const PIXELS: usize = 32;
 
 /// Parts in which maps are summed, at most: enough for the threads of a large machine.
